@@ -1,0 +1,324 @@
+#include "dispatch/api.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#include "dispatch/parallel.hpp"
+#include "dispatch/table.hpp"
+
+namespace pumice::api {
+namespace {
+
+constexpr int64_t kBatchChunk = 256;      // rows of x whose quantized form is held at a time
+constexpr int64_t kEncodeBytesPerCode = 40;  // of parallel_for's cost: encoding computes longer than it reads
+
+// Aligned scratch that is freed at the end of the scope; `get` is null if there is no memory.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) noexcept
+      : memory_(std::aligned_alloc(64, static_cast<size_t>(ceil_div(std::max<int64_t>(bytes, 1), 64) * 64))) {}
+  ~Workspace() { std::free(memory_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  uint8_t* get() const noexcept { return static_cast<uint8_t*>(memory_); }
+
+ private:
+  void* memory_;
+};
+
+// Hands out consecutive parts of a workspace, each on a cache line of its own. With a null base it only measures.
+class Carver {
+ public:
+  explicit Carver(uint8_t* base) noexcept : base_(base) {}
+  template <class T>
+  T* take(int64_t count) noexcept {
+    T* at = reinterpret_cast<T*>(base_ + used_);
+    used_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+    return at;
+  }
+  int64_t used() const noexcept { return used_; }
+
+ private:
+  uint8_t* base_;
+  int64_t used_ = 0;
+};
+
+// Calls body(Range) on the pool: a lambda as a Job.
+template <class Body>
+void on_pool(int64_t count, int64_t align, int64_t cost_bytes, const Body& body) noexcept {
+  parallel_for(
+      count, align, cost_bytes, [](void* context, Range range) noexcept { (*static_cast<const Body*>(context))(range); },
+      const_cast<Body*>(&body));
+}
+
+template <class Body>
+void on_pool(const int64_t* prefix, int64_t count, int64_t cost_bytes, const Body& body) noexcept {
+  parallel_for(
+      prefix, count, 1, cost_bytes,
+      [](void* context, Range range) noexcept { (*static_cast<const Body*>(context))(range); },
+      const_cast<Body*>(&body));
+}
+
+// y = bias where there are no columns, or nothing is stored.
+void finish_rows(const Operands& io, int64_t rows, const uint8_t* finite, int64_t first, int64_t count) noexcept {
+  for (int64_t m = first; m < first + count; ++m) {
+    float* y = io.y + m * rows;
+    if (finite && !finite[m - first]) {
+      std::fill(y, y + rows, std::numeric_limits<float>::quiet_NaN());
+    } else if (io.bias) {
+      for (int64_t n = 0; n < rows; ++n) y[n] += io.bias[n];
+    }
+  }
+}
+
+QuantizedRows carve(Carver& carver, int64_t batch, int64_t cols, int64_t segment, bool spread) noexcept {
+  QuantizedRows a{};
+  a.blocks = ceil_div(cols, kBlock);
+  a.padded = a.blocks * kBlock;
+  a.segments = a.padded / segment;
+  a.codes = carver.take<int16_t>(batch * a.padded);
+  a.scales = carver.take<float>(batch * a.blocks);
+  a.finite = carver.take<uint8_t>(batch);
+  if (spread) {
+    a.even = carver.take<uint8_t>(batch * a.padded);
+    a.odd = carver.take<uint8_t>(batch * a.padded);
+    a.sums = carver.take<int32_t>(batch * a.segments);
+  }
+  return a;
+}
+
+// A view of one panel of `w`. The canonical form is transposed into `scratch` first, so that both forms meet the same
+// kernel and give the same bits.
+DenseInt panel_of(const DenseInt& w, int64_t panel, uint8_t* scratch) noexcept {
+  const int64_t words = words_of(w), groups = groups_of(w), size = w.half_scales ? 2 : 4;
+  DenseInt view = w;
+  view.rows = std::min(kPanelRows, w.rows - panel * kPanelRows);
+  view.prepacked = true;
+  if (w.prepacked) {
+    view.codes = w.codes + panel * words * kPanelRows * 4;
+    view.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * size;
+    if (w.zeros) view.zeros = w.zeros + panel * groups * kPanelRows;
+    return view;
+  }
+  Carver carver(scratch);
+  uint8_t* codes = carver.take<uint8_t>(words * kPanelRows * 4);
+  uint8_t* scales = carver.take<uint8_t>(groups * kPanelRows * size);
+  uint8_t* zeros = carver.take<uint8_t>(groups * kPanelRows);
+  const int64_t first = panel * kPanelRows;
+  formats::prepack(w.codes + first * words * 4, view.rows, words, 0, 1, codes);
+  std::memset(scales, 0, static_cast<size_t>(groups * kPanelRows * size));
+  for (int64_t r = 0; r < view.rows; ++r) {
+    for (int64_t g = 0; g < groups; ++g) {
+      std::memcpy(scales + (g * kPanelRows + r) * size,
+                  static_cast<const uint8_t*>(w.scales) + ((first + r) * groups + g) * size, static_cast<size_t>(size));
+      if (w.zeros) zeros[g * kPanelRows + r] = w.zeros[(first + r) * groups + g];
+    }
+  }
+  view.codes = codes;
+  view.scales = scales;
+  if (w.zeros) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t r = view.rows; r < kPanelRows; ++r) zeros[g * kPanelRows + r] = 0;
+    }
+    view.zeros = zeros;
+  }
+  return view;
+}
+
+int64_t panel_scratch_bytes(const DenseInt& w) noexcept {
+  if (w.prepacked) return 0;
+  return (words_of(w) * 4 + groups_of(w) * 5) * kPanelRows + 4 * 64;
+}
+
+// Runs `kernel(panel view, first row)` over all panels of w.
+template <class Kernel>
+Status for_panels(const DenseInt& w, int64_t batch, const Kernel& kernel) noexcept {
+  std::atomic<bool> no_memory{false};
+  const int64_t bytes = w.rows * words_of(w) * 4;
+  on_pool(w.rows, kPanelRows, bytes * std::max<int64_t>(1, batch / 4), [&](Range range) {
+    Workspace scratch(panel_scratch_bytes(w));
+    if (!scratch.get()) {
+      no_memory.store(true);
+      return;
+    }
+    for (int64_t row = range.begin; row < range.end; row += kPanelRows) {
+      kernel(panel_of(w, row / kPanelRows, scratch.get()), row);
+    }
+  });
+  return no_memory.load() ? Status::kNoMemory : Status::kOk;
+}
+
+Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t first, int64_t batch,
+                              bool two_digits) noexcept {
+  const KernelTable& kernel = kernels();
+  const int64_t segment = w.group < kBlock && w.group < w.cols ? w.group : kBlock;
+  Carver measure(nullptr);
+  carve(measure, batch, w.cols, segment, true);
+  Workspace memory(measure.used());
+  if (!memory.get()) return Status::kNoMemory;
+  Carver carver(memory.get());
+  const QuantizedRows a = carve(carver, batch, w.cols, segment, true);
+  on_pool(batch, 1, batch * w.cols * 8, [&](Range range) {
+    for (int64_t m = range.begin; m < range.end; ++m) {
+      kernel.quantize_row(io.x + (first + m) * w.cols, w.cols, two_digits, a, m);
+      kernel.spread_row(a, m, w.bits, segment, two_digits);
+    }
+  });
+  const Status status = for_panels(w, batch, [&](const DenseInt& panel, int64_t row) {
+    kernel.matmul_int(panel, a, batch, segment, two_digits, io.y + first * w.rows + row, w.rows);
+  });
+  finish_rows(io, w.rows, a.finite, first, batch);
+  return status;
+}
+
+// x of some rows with columns outermost, padded to `cols` columns and `lanes` rows with zeros.
+template <class T>
+void transpose_tile(const T* x, int64_t stride, int64_t batch, int64_t used, int64_t cols, int64_t lanes,
+                    T* out) noexcept {
+  for (int64_t k = 0; k < cols; ++k) {
+    for (int64_t m = 0; m < lanes; ++m) out[k * lanes + m] = m < batch && k < used ? x[m * stride + k] : T(0);
+  }
+}
+
+// Rows first.. of x as the sparse kernels read them: one row in place where no padding is needed, else a tile.
+Status matmul_bsr_tile(const BlockSparse& w, const Operands& io, int64_t first, int64_t batch, bool integer,
+                       bool two_digits) noexcept {
+  const KernelTable& kernel = kernels();
+  const int64_t lanes = batch == 1 ? 1 : kSparseTile;
+  const int64_t block_rows = ceil_div(w.rows, w.blockrows), padded_cols = ceil_div(w.cols, w.blockcols) * w.blockcols;
+  const int64_t cols = std::max(padded_cols, ceil_div(w.cols, kBlock) * kBlock);
+  const float* x = io.x + first * w.cols;
+  Carver measure(nullptr);
+  const auto layout = [&](Carver& carver, QuantizedRows& a, float*& floats, int16_t*& codes, float*& scales) {
+    if (!integer) {
+      floats = carver.take<float>(padded_cols * lanes);
+      return;
+    }
+    a = carve(carver, batch, w.cols, kBlock, false);
+    codes = carver.take<int16_t>(cols * lanes);
+    scales = carver.take<float>(ceil_div(cols, kBlock) * lanes);
+  };
+  QuantizedRows a{};
+  float *floats = nullptr, *scales = nullptr;
+  int16_t* codes = nullptr;
+  layout(measure, a, floats, codes, scales);
+  Workspace memory(measure.used());
+  if (!memory.get()) return Status::kNoMemory;
+  Carver carver(memory.get());
+  layout(carver, a, floats, codes, scales);
+
+  SparseOperand operand{floats, codes, scales, lanes, batch};
+  if (integer) {
+    for (int64_t m = 0; m < batch; ++m) kernel.quantize_row(x + m * w.cols, w.cols, two_digits, a, m);
+    transpose_tile(a.codes, a.padded, batch, a.padded, cols, lanes, codes);
+    transpose_tile(a.scales, a.blocks, batch, a.blocks, ceil_div(cols, kBlock), lanes, scales);
+  } else if (lanes == 1 && padded_cols == w.cols) {
+    operand.floats = x;
+  } else {
+    transpose_tile(x, w.cols, batch, w.cols, padded_cols, lanes, floats);
+  }
+  const int64_t stored = w.indptr[block_rows] * w.blockrows * w.blockcols * 8 + w.rows * 16;
+  on_pool(w.indptr, block_rows, stored * std::max<int64_t>(1, batch / 4), [&](Range range) {
+    (integer ? kernel.matmul_int_bsr : kernel.matmul_f32_bsr)(w, range.begin, range.end, operand,
+                                                              io.y + first * w.rows, w.rows);
+  });
+  finish_rows(io, w.rows, integer ? a.finite : nullptr, first, batch);
+  return Status::kOk;
+}
+
+template <class Index>
+Fault check_rows(const int64_t* indptr, int64_t block_rows, const Index* indices, int64_t count,
+                 int64_t block_cols) noexcept {
+  if (indptr[0] != 0) return {1, 0};
+  for (int64_t row = 0; row < block_rows; ++row) {
+    const int64_t begin = indptr[row], end = indptr[row + 1];
+    if (end < begin || end > count) return {1, row};
+    bool rising = true;
+    for (int64_t i = begin + 1; i < end; ++i) rising &= indices[i - 1] < indices[i];
+    if (!rising) return {3, row};
+    if (end > begin && static_cast<int64_t>(indices[end - 1]) >= block_cols) return {2, row};
+  }
+  return indptr[block_rows] == count ? Fault{0, -1} : Fault{1, block_rows};
+}
+
+}  // namespace
+
+void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept {
+  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, low, high); });
+}
+
+void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
+            uint8_t* packed) noexcept {
+  on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
+          [&](Range r) { formats::encode(w, scales, zeros, g, r.begin, r.end, packed); });
+}
+
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
+            uint8_t flip, float* w) noexcept {
+  on_pool(rows, 1, rows * g.cols * 8,
+          [&](Range r) { formats::decode(packed, scales, zeros, g, flip, r.begin, r.end, w); });
+}
+
+void prepack(const uint8_t* packed, int64_t rows, int64_t words, uint8_t* panels) noexcept {
+  on_pool(ceil_div(rows, kPanelRows), 1, rows * words * 8,
+          [&](Range r) { formats::prepack(packed, rows, words, r.begin, r.end, panels); });
+}
+
+void unprepack(const uint8_t* panels, int64_t rows, int64_t words, uint8_t* packed) noexcept {
+  on_pool(ceil_div(rows, kPanelRows), 1, rows * words * 8,
+          [&](Range r) { formats::unprepack(panels, rows, words, r.begin, r.end, packed); });
+}
+
+Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept {
+  if (w.rows == 0 || io.batch == 0) return Status::kOk;
+  if (mode == Activations::kFloat32) {
+    const KernelTable& kernel = kernels();
+    const Status status = for_panels(w, io.batch, [&](const DenseInt& panel, int64_t row) {
+      kernel.matmul_f32_int(panel, io.x, io.batch, io.y + row, w.rows);
+    });
+    finish_rows(io, w.rows, nullptr, 0, io.batch);
+    return status;
+  }
+  for (int64_t first = 0; first < io.batch; first += kBatchChunk) {
+    const int64_t batch = std::min(kBatchChunk, io.batch - first);
+    const Status status = matmul_dense_int_chunk(w, io, first, batch, mode == Activations::kInt16);
+    if (status != Status::kOk) return status;
+  }
+  return Status::kOk;
+}
+
+Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept {
+  if (w.rows == 0 || io.batch == 0) return Status::kOk;
+  const KernelTable& kernel = kernels();
+  on_pool(w.rows, 1, w.rows * w.cols * 2 * std::max<int64_t>(1, io.batch / 4), [&](Range range) {
+    kernel.matmul_f32_half(w, range.begin, range.end, io.x, io.batch, io.y, w.rows);
+  });
+  finish_rows(io, w.rows, nullptr, 0, io.batch);
+  return Status::kOk;
+}
+
+Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) noexcept {
+  if (w.rows == 0 || io.batch == 0) return Status::kOk;
+  const bool integer = w.scales && mode != Activations::kFloat32;
+  if (w.scales && !integer) return Status::kBadArgument;  // the layout decodes row panels for that
+  for (int64_t first = 0; first < io.batch;) {
+    const int64_t left = io.batch - first, batch = left < 4 ? 1 : std::min(kSparseTile, left);
+    const Status status = matmul_bsr_tile(w, io, first, batch, integer, mode == Activations::kInt16);
+    if (status != Status::kOk) return status;
+    first += batch;
+  }
+  return Status::kOk;
+}
+
+Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bool wide_indices, int64_t count,
+                int64_t block_cols) noexcept {
+  return wide_indices
+             ? check_rows(indptr, block_rows, static_cast<const uint32_t*>(indices), count, block_cols)
+             : check_rows(indptr, block_rows, static_cast<const uint16_t*>(indices), count, block_cols);
+}
+
+}  // namespace pumice::api

@@ -1,0 +1,26 @@
+// What this machine offers: instruction sets, and processors to run on.
+#pragma once
+
+namespace pumice {
+
+enum class Isa {
+  kScalar,  // the compiler's baseline
+  kAvx2,    // AVX2, FMA, F16C
+  kAvx512,  // F, BW, VL, DQ, VNNI, VBMI, VBMI2: Ice Lake and Zen 4
+  kNeon,    // AdvSIMD, on every arm64
+};
+
+const char* isa_name(Isa isa) noexcept;
+
+// True if the processor has the instructions and the operating system saves their registers.
+bool cpu_supports(Isa isa) noexcept;
+
+struct CpuBudget {
+  int cpus;    // processors that this process may use at once, at least 1
+  bool quota;  // a cgroup limits its time: a thread that spins steals from those that work
+};
+
+// From the affinity mask and the CPU quota of cgroup v1 or v2. `root` is put before every path.
+CpuBudget cpu_budget(const char* root = "") noexcept;
+
+}  // namespace pumice

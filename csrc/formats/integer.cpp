@@ -1,0 +1,218 @@
+#include "formats/integer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "views.hpp"
+
+namespace pumice::formats {
+namespace {
+
+constexpr int64_t kStrip = 256;  // codes that go through a scratch of bytes at a time; a multiple of 8 codes
+
+// Packs `count` codes that start on a byte boundary of `out`; the last byte is padded with zero bits.
+void pack_strip(const uint8_t* codes, int64_t count, int bits, uint8_t* out) noexcept {
+  if (bits == 8) {
+    std::memcpy(out, codes, static_cast<size_t>(count));
+    return;
+  }
+  if (bits == 4) {
+    for (int64_t i = 0; i < count / 2; ++i) out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+    if (count % 2) out[count / 2] = codes[count - 1];
+    return;
+  }
+  uint32_t stream = 0;
+  int held = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    stream |= static_cast<uint32_t>(codes[i]) << held;
+    for (held += bits; held >= 8; held -= 8, stream >>= 8) *out++ = static_cast<uint8_t>(stream);
+  }
+  if (held) *out = static_cast<uint8_t>(stream);
+}
+
+void unpack_strip(const uint8_t* packed, int64_t count, int bits, uint8_t* codes) noexcept {
+  if (bits == 8) {
+    std::memcpy(codes, packed, static_cast<size_t>(count));
+    return;
+  }
+  if (bits == 4) {
+    for (int64_t i = 0; i < count / 2; ++i) {
+      codes[2 * i] = packed[i] & 15;
+      codes[2 * i + 1] = packed[i] >> 4;
+    }
+    if (count % 2) codes[count - 1] = packed[count / 2] & 15;
+    return;
+  }
+  uint32_t stream = 0;
+  int held = 0;
+  const uint32_t mask = (1u << bits) - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    for (; held < bits; held += 8) stream |= static_cast<uint32_t>(*packed++) << held;
+    codes[i] = static_cast<uint8_t>(stream & mask);
+    stream >>= bits;
+    held -= bits;
+  }
+}
+
+void clear_padding(uint8_t* row, int64_t cols, int bits) noexcept {
+  const int64_t used = (cols * bits + 7) / 8;
+  std::memset(row + used, 0, static_cast<size_t>(row_bytes(cols, bits) - used));
+}
+
+// Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, for |v| < 2^22; larger ones are clipped first.
+inline float round_half_even(float v) noexcept {
+  constexpr float kMagic = 12582912.0f;
+  v = std::min(std::max(v, -1024.0f), 1024.0f);
+  return (v + kMagic) - kMagic;
+}
+
+}  // namespace
+
+int64_t first_nonfinite(const float* values, int64_t count) noexcept {
+  for (int64_t i = 0; i < count; i += kStrip) {
+    const int64_t stop = std::min(count, i + kStrip);
+    uint32_t bad = 0;
+    for (int64_t j = i; j < stop; ++j) {
+      uint32_t bits;
+      std::memcpy(&bits, values + j, 4);
+      bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    if (!bad) continue;
+    for (int64_t j = i; j < stop; ++j) {
+      if (!std::isfinite(values[j])) return j;
+    }
+  }
+  return -1;
+}
+
+void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* low, float* high) noexcept {
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t k = 0, group = 0; group < g.groups; ++group, k += g.group) {
+      const float* v = w + row * g.cols + k;
+      const int64_t count = std::min(g.group, g.cols - k);
+      constexpr int kLanes = 8;  // independent chains, so that the compiler can use vectors without reordering
+      float lo[kLanes], hi[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) lo[lane] = hi[lane] = v[0];
+      int64_t i = 0;
+      for (; i + kLanes <= count; i += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          lo[lane] = v[i + lane] < lo[lane] ? v[i + lane] : lo[lane];
+          hi[lane] = v[i + lane] > hi[lane] ? v[i + lane] : hi[lane];
+        }
+      }
+      for (; i < count; ++i) {
+        lo[0] = std::min(lo[0], v[i]);
+        hi[0] = std::max(hi[0], v[i]);
+      }
+      low[row * g.groups + group] = *std::min_element(lo, lo + kLanes);
+      high[row * g.groups + group] = *std::max_element(hi, hi + kLanes);
+    }
+  }
+}
+
+void encode(const float* w, const float* scales, const uint8_t* zeros, Groups g, int64_t begin, int64_t end,
+            uint8_t* packed) noexcept {
+  const float top = static_cast<float>((1 << g.bits) - 1);
+  const int64_t bytes = row_bytes(g.cols, g.bits);
+  uint8_t codes[kStrip];
+  for (int64_t row = begin; row < end; ++row) {
+    uint8_t* out = packed + row * bytes;
+    clear_padding(out, g.cols, g.bits);
+    for (int64_t k = 0; k < g.cols; k += kStrip) {
+      const int64_t stop = std::min(g.cols, k + kStrip);
+      for (int64_t i = k; i < stop;) {
+        const int64_t group = i / g.group;
+        const int64_t run = std::min(stop, (group + 1) * g.group);
+        const float scale = scales[row * g.groups + group];
+        const float zero = zeros ? zeros[row * g.groups + group] : static_cast<float>(1 << (g.bits - 1));
+        if (scale == 0.0f) {
+          std::memset(codes + (i - k), static_cast<int>(zero), static_cast<size_t>(run - i));
+          i = run;
+          continue;
+        }
+        for (; i < run; ++i) {
+          const float code = zero + round_half_even(w[row * g.cols + i] / scale);
+          // The order of these comparisons sends NaN to 0, so that the conversion is always defined.
+          codes[i - k] = static_cast<uint8_t>(static_cast<int>(code > 0.0f ? std::min(code, top) : 0.0f));
+        }
+      }
+      pack_strip(codes, stop - k, g.bits, out + k * g.bits / 8);
+    }
+  }
+}
+
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, Groups g, uint8_t flip, int64_t begin,
+            int64_t end, float* w) noexcept {
+  const int64_t bytes = row_bytes(g.cols, g.bits);
+  uint8_t codes[kStrip];
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t k = 0; k < g.cols; k += kStrip) {
+      const int64_t stop = std::min(g.cols, k + kStrip);
+      unpack_strip(packed + row * bytes + k * g.bits / 8, stop - k, g.bits, codes);
+      for (int64_t i = k; i < stop;) {
+        const int64_t group = i / g.group;
+        const int64_t run = std::min(stop, (group + 1) * g.group);
+        const float scale = scales[row * g.groups + group];
+        const int zero = zeros ? zeros[row * g.groups + group] : 1 << (g.bits - 1);
+        for (; i < run; ++i) {
+          w[row * g.cols + i] = scale * static_cast<float>((codes[i - k] ^ flip) - zero);
+        }
+      }
+    }
+  }
+}
+
+int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed) noexcept {
+  const int64_t bytes = row_bytes(cols, bits);
+  for (int64_t i = begin * cols; i < end * cols; ++i) {
+    if (codes[i] >> bits) return i;
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    clear_padding(packed + row * bytes, cols, bits);
+    pack_strip(codes + row * cols, cols, bits, packed + row * bytes);
+  }
+  return -1;
+}
+
+void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* codes) noexcept {
+  const int64_t bytes = row_bytes(cols, bits);
+  for (int64_t row = begin; row < end; ++row) unpack_strip(packed + row * bytes, cols, bits, codes + row * cols);
+}
+
+void prepack(const uint8_t* packed, int64_t rows, int64_t words, int64_t begin, int64_t end,
+             uint8_t* panels) noexcept {
+  constexpr int64_t kTile = 16;  // words of a row read together: one cache line
+  for (int64_t panel = begin; panel < end; ++panel) {
+    uint8_t* out = panels + panel * words * kPanelRows * 4;
+    const int64_t used = std::min(kPanelRows, rows - panel * kPanelRows);
+    for (int64_t tile = 0; tile < words; tile += kTile) {
+      const int64_t stop = std::min(words, tile + kTile);
+      for (int64_t r = 0; r < kPanelRows; ++r) {
+        for (int64_t word = tile; word < stop; ++word) {
+          uint8_t* to = out + (word * kPanelRows + r) * 4;
+          if (r < used) {
+            std::memcpy(to, packed + ((panel * kPanelRows + r) * words + word) * 4, 4);
+          } else {
+            std::memset(to, 0, 4);
+          }
+        }
+      }
+    }
+  }
+}
+
+void unprepack(const uint8_t* panels, int64_t rows, int64_t words, int64_t begin, int64_t end,
+               uint8_t* packed) noexcept {
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const uint8_t* in = panels + panel * words * kPanelRows * 4;
+    const int64_t used = std::min(kPanelRows, rows - panel * kPanelRows);
+    for (int64_t r = 0; r < used; ++r) {
+      for (int64_t word = 0; word < words; ++word) {
+        std::memcpy(packed + ((panel * kPanelRows + r) * words + word) * 4, in + (word * kPanelRows + r) * 4, 4);
+      }
+    }
+  }
+}
+
+}  // namespace pumice::formats

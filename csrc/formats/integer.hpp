@@ -1,0 +1,38 @@
+// Integer codes: ranges, encoding, decoding, packing. Portable C++; the definition is docs/formats.md.
+#pragma once
+
+#include <cstdint>
+
+namespace pumice::formats {
+
+// Flat index of the first NaN or infinity, or -1.
+int64_t first_nonfinite(const float* values, int64_t count) noexcept;
+
+// Bytes of a packed row: whole 32-bit words.
+inline int64_t row_bytes(int64_t cols, int bits) { return (cols * bits + 31) / 32 * 4; }
+
+// Panels of the rows [begin, end) of w (., cols): everything below works on such a range, so that callers can
+// split rows over threads. `groups` = ceil(cols / group).
+struct Groups {
+  int64_t cols, group, groups;
+  int bits;
+};
+
+void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* low, float* high) noexcept;
+
+// zeros may be null: every zero is then 2^(bits-1).
+void encode(const float* w, const float* scales, const uint8_t* zeros, Groups g, int64_t begin, int64_t end,
+            uint8_t* packed) noexcept;
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, Groups g, uint8_t flip, int64_t begin,
+            int64_t end, float* w) noexcept;
+
+// codes[row][col], one byte each. pack returns the flat index of the first code that does not fit, or -1.
+int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed) noexcept;
+void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* codes) noexcept;
+
+// Canonical rows <-> panels of 16 rows; a pure transposition of 32-bit words. `begin`, `end` count panels.
+void prepack(const uint8_t* packed, int64_t rows, int64_t words, int64_t begin, int64_t end, uint8_t* panels) noexcept;
+void unprepack(const uint8_t* panels, int64_t rows, int64_t words, int64_t begin, int64_t end,
+               uint8_t* packed) noexcept;
+
+}  // namespace pumice::formats

@@ -1,0 +1,3 @@
+#define PUMICE_ISA scalar
+#include "simd/scalar.hpp"
+#include "kernels/table.inl.hpp"

@@ -1,0 +1,102 @@
+// The vocabulary for AVX-512 at the level of Ice Lake (VNNI, VBMI2): see scalar.hpp for what each word means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace pumice::avx512 {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kMaxRows = 6;
+constexpr bool kByteDigits = true;  // vpdpbusd: unsigned code times signed digit
+
+using F32 = __m512;
+struct I32 {
+  __m512i v;
+};
+struct Codes {
+  __m512i v;
+};
+
+inline F32 zero_f32() { return _mm512_setzero_ps(); }
+inline F32 set_f32(float v) { return _mm512_set1_ps(v); }
+inline F32 load_f32(const float* p) { return _mm512_loadu_ps(p); }
+inline void store_f32(float* p, F32 v) { _mm512_storeu_ps(p, v); }
+inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+inline F32 muladd(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F32 max_abs(F32 m, F32 v) { return _mm512_max_ps(m, _mm512_abs_ps(v)); }
+inline float max_lane(F32 v) { return _mm512_reduce_max_ps(v); }
+inline float sum_lanes(F32 v) { return _mm512_reduce_add_ps(v); }
+
+inline I32 zero_i32() { return {_mm512_setzero_si512()}; }
+inline I32 set_i32(int32_t v) { return {_mm512_set1_epi32(v)}; }
+inline I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I32 mul(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v.v); }
+inline I32 load_u8(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
+  const __m512i wide = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+  return {_mm512_dpwssd_epi32(acc.v, wide, _mm512_set1_epi32(w & 0xFFFF))};
+}
+
+inline void store_rounded_i16(int16_t* p, F32 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v)));
+}
+
+inline Codes load_codes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Codes flip(Codes v, uint32_t mask) {
+  return {_mm512_xor_si512(v.v, _mm512_set1_epi32(static_cast<int32_t>(mask)))};
+}
+template <int kBits>
+inline Codes bytes_of(Codes v, int part) {
+  if (kBits == 8) return v;
+  return {_mm512_and_si512(part ? _mm512_srli_epi32(v.v, 4) : v.v, _mm512_set1_epi8(15))};
+}
+template <int kBits>
+inline I32 code_at(Codes v, int i) {
+  return {_mm512_and_si512(_mm512_srli_epi32(v.v, static_cast<unsigned>(kBits * i)),
+                           _mm512_set1_epi32((1 << kBits) - 1))};
+}
+
+inline F32 load_half(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline F32 load_bfloat16(const uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// `even` holds the hi digits of four activations, `odd` the lo ones (a = 128 * hi + lo), or with one digit only
+// `even` counts.
+template <bool kTwoDigits>
+struct Dot {
+  __m512i hi, lo;
+  void clear() { hi = lo = _mm512_setzero_si512(); }
+  void add(Codes c, const uint8_t* even, const uint8_t* odd) {
+    int32_t e;
+    std::memcpy(&e, even, 4);
+    hi = _mm512_dpbusd_epi32(hi, c.v, _mm512_set1_epi32(e));
+    if (kTwoDigits) {
+      int32_t o;
+      std::memcpy(&o, odd, 4);
+      lo = _mm512_dpbusd_epi32(lo, c.v, _mm512_set1_epi32(o));
+    }
+  }
+  void merge(const Dot& other) {
+    hi = _mm512_add_epi32(hi, other.hi);
+    if (kTwoDigits) lo = _mm512_add_epi32(lo, other.lo);
+  }
+  I32 total() const { return {kTwoDigits ? _mm512_add_epi32(_mm512_slli_epi32(hi, 7), lo) : hi}; }
+};
+
+}  // namespace
+}  // namespace pumice::avx512

@@ -1,0 +1,107 @@
+// The vocabulary at one lane: the readable definition of every word that kernels use.
+//
+// F32, I32  vectors of kLanes lanes         Codes  kLanes words of 32 bits of integer codes
+// Dot       exact integer dot products of codes (unsigned bytes) and activations
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace pumice::scalar {
+namespace {
+
+constexpr int kLanes = 1;
+constexpr int kMaxRows = 4;         // rows of x that the dense kernels take together
+constexpr bool kByteDigits = false;  // QuantizedRows keeps int16 pairs
+
+using F32 = float;
+using I32 = int32_t;
+using Codes = uint32_t;
+
+inline F32 zero_f32() { return 0.0f; }
+inline F32 set_f32(float v) { return v; }
+inline F32 load_f32(const float* p) { return *p; }
+inline void store_f32(float* p, F32 v) { *p = v; }
+inline F32 add(F32 a, F32 b) { return a + b; }
+inline F32 sub(F32 a, F32 b) { return a - b; }
+inline F32 mul(F32 a, F32 b) { return a * b; }
+inline F32 muladd(F32 a, F32 b, F32 c) { return a * b + c; }  // fused where the ISA fuses: float modes only
+inline F32 max_abs(F32 m, F32 v) { return (v < 0 ? -v : v) > m ? (v < 0 ? -v : v) : m; }
+inline float max_lane(F32 v) { return v; }
+inline float sum_lanes(F32 v) { return v; }
+
+inline I32 zero_i32() { return 0; }
+inline I32 set_i32(int32_t v) { return v; }
+inline I32 sub(I32 a, I32 b) { return a - b; }
+inline I32 mul(I32 a, I32 b) { return a * b; }
+inline F32 to_f32(I32 v) { return static_cast<float>(v); }
+inline I32 load_u8(const uint8_t* p) { return *p; }
+// acc + a * w for int16 activations and an int8 weight
+inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) { return acc + *a * w; }
+
+// Rounds to an integer, half to even; |v| <= 16256.
+inline void store_rounded_i16(int16_t* p, F32 v) {
+  const float shifted = v + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction
+  *p = static_cast<int16_t>(shifted - 12582912.0f);
+}
+
+inline Codes load_codes(const uint8_t* p) {
+  Codes v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
+inline Codes flip(Codes v, uint32_t mask) { return v ^ mask; }
+// Bytes of the codes of parity `part`: the low or the high nibbles, or 8-bit codes as they are.
+template <int kBits>
+inline Codes bytes_of(Codes v, int part) {
+  return kBits == 8 ? v : (v >> (4 * part)) & 0x0F0F0F0Fu;
+}
+// Code i of each word as a number.
+template <int kBits>
+inline I32 code_at(Codes v, int i) {
+  return static_cast<I32>((v >> (kBits * i)) & ((1u << kBits) - 1));
+}
+
+inline F32 load_half(const uint16_t* p) {  // float16 -> float32, exactly
+  const uint32_t sign = static_cast<uint32_t>(*p & 0x8000) << 16;
+  uint32_t bits = static_cast<uint32_t>(*p & 0x7fff) << 13;
+  if ((bits & 0x0f800000u) == 0x0f800000u) {
+    bits += 0x70000000u;  // infinity or NaN: the largest exponent of either type
+  } else if (bits & 0x0f800000u) {
+    bits += 0x38000000u;  // the exponent is biased by 127 instead of 15
+  } else {
+    float v = static_cast<float>(*p & 0x3ff) * 5.9604644775390625e-8f;  // subnormal: multiples of 2^-24
+    std::memcpy(&bits, &v, 4);
+  }
+  bits |= sign;
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
+inline F32 load_bfloat16(const uint16_t* p) {
+  const uint32_t bits = static_cast<uint32_t>(*p) << 16;
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
+
+inline void prefetch(const void*) {}
+
+// Four activations that meet one lane of codes: the pairs (a0, a2) and (a1, a3).
+template <bool kTwoDigits>
+struct Dot {
+  I32 sum;
+  void clear() { sum = 0; }
+  void add(Codes c, const uint8_t* even, const uint8_t* odd) {
+    int16_t e[2], o[2];
+    std::memcpy(e, even, 4);
+    std::memcpy(o, odd, 4);
+    sum += static_cast<int32_t>(c & 255) * e[0] + static_cast<int32_t>(c >> 8 & 255) * o[0] +
+           static_cast<int32_t>(c >> 16 & 255) * e[1] + static_cast<int32_t>(c >> 24) * o[1];
+  }
+  void merge(const Dot& other) { sum += other.sum; }
+  I32 total() const { return sum; }
+};
+
+}  // namespace
+}  // namespace pumice::scalar

@@ -1,0 +1,1 @@
+"""The C++ core, bound by Cython. Nothing here has a policy."""

@@ -1,0 +1,94 @@
+"""The C++ core as Cython sees it: declarations of csrc/dispatch/api.hpp, nothing else."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t
+
+
+cdef extern from "views.hpp" namespace "pumice" nogil:
+    cdef enum class Activations(int):
+        kInt16
+        kInt8
+        kFloat32
+
+    cdef struct DenseInt:
+        const uint8_t* codes
+        const void* scales
+        const uint8_t* zeros
+        int64_t rows
+        int64_t cols
+        int64_t group
+        int bits
+        uint8_t flip
+        bint half_scales
+        bint prepacked
+
+    cdef struct DenseHalf:
+        const uint16_t* bits
+        int64_t rows
+        int64_t cols
+        bint bfloat16
+
+    cdef struct BlockSparse:
+        const int64_t* indptr
+        const void* indices
+        const void* data
+        const float* scales
+        int64_t rows
+        int64_t cols
+        int64_t blockrows
+        int64_t blockcols
+        bint wide_indices
+
+    cdef struct Operands:
+        const float* x
+        float* y
+        const float* bias
+        int64_t batch
+
+
+cdef extern from "status.hpp" namespace "pumice" nogil:
+    cdef enum class Status(int):
+        kOk
+        kNoMemory
+        kBadArgument
+
+
+cdef extern from "formats/integer.hpp" namespace "pumice::formats" nogil:
+    cdef struct Groups:
+        int64_t cols
+        int64_t group
+        int64_t groups
+        int bits
+
+    int64_t row_bytes(int64_t cols, int bits)
+    int64_t first_nonfinite(const float* values, int64_t count)
+    int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed)
+    void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* codes)
+
+
+cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
+    int get_num_threads()
+    void set_num_threads(int n)
+    const char* thread_config_error()
+
+
+cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
+    cdef struct Fault:
+        int rule
+        int64_t row
+
+    int isa_count()
+    const char* isa_name_at(int index)
+    const char* current_isa()
+    bint choose_isa(const char* name)
+    const char* compiler()
+    void group_range(const float* w, int64_t rows, Groups g, float* low, float* high)
+    void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, Groups g, uint8_t* packed)
+    void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, Groups g,
+                uint8_t flip, float* w)
+    void prepack(const uint8_t* packed, int64_t rows, int64_t words, uint8_t* panels)
+    void unprepack(const uint8_t* panels, int64_t rows, int64_t words, uint8_t* packed)
+    Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
+    Status matmul_dense_half(const DenseHalf& w, const Operands& io)
+    Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
+    Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
+                    int64_t count, int64_t block_cols)

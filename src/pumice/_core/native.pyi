@@ -1,0 +1,72 @@
+"""What the C++ core offers Python. Every function checks shapes and dtypes, releases the GIL, and raises ValueError."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32: TypeAlias = NDArray[np.float32]
+Scales: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
+U8: TypeAlias = NDArray[np.uint8]
+
+def isas() -> tuple[str, ...]:
+    """ISAs that this build has and this machine can run, best first."""
+
+def get_isa() -> str: ...
+def set_isa(name: str) -> None:
+    """Choose the ISA of every later call; ValueError names the legal ones. PUMICE_ISA does the same at import."""
+
+def get_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def build_info() -> dict[str, str]:
+    """Compiler, version and flags of the core."""
+
+def first_nonfinite(values: F32) -> int:
+    """Flat index of the first NaN or infinity of a C-contiguous array, -1 without one."""
+
+def group_range(w: F32, group: int) -> tuple[F32, F32]:
+    """Minimum and maximum of each group of each row: two (rows, groups) arrays."""
+
+def encode_int(w: F32, scales: F32, zeros: U8 | None, bits: int, group: int) -> U8:
+    """Packed codes (rows, row_bytes): clip(zero + rint(w / scale), 0, 2^bits - 1); code = zero where scale is 0."""
+
+def decode_int(packed: U8, scales: F32, zeros: U8 | None, bits: int, group: int, cols: int, xor: int = 0) -> F32:
+    """(rows, cols) float32: scale * (code - zero). `xor` is 0x80 for signed int8 codes."""
+
+def pack_codes(codes: U8, bits: int) -> U8:
+    """(rows, cols) unpacked codes -> (rows, row_bytes); ValueError if a code does not fit."""
+
+def unpack_codes(packed: U8, bits: int, cols: int) -> U8:
+    """(rows, row_bytes) -> (rows, cols) unpacked codes."""
+
+def prepack_dense(packed: U8) -> U8:
+    """(rows, row_bytes) -> (panels, row_bytes / 4, 16, 4); rows beyond the last are zero."""
+
+def unprepack_dense(prepacked: U8, rows: int) -> U8:
+    """The inverse of prepack_dense."""
+
+def matmul_dense_int(
+    x: F32, y: F32, codes: U8, scales: Scales, zeros: U8 | None, bias: F32 | None,
+    bits: int, group: int, activations: str, xor: int = 0,
+) -> None:
+    """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place.
+
+    `codes` 2-D is the canonical form (scales and zeros (rows, groups)), 4-D the prepacked one (scales and
+    zeros (panels, groups, 16)). `activations` is "int16", "int8" or "float32".
+    """
+
+def matmul_dense_half(x: F32, y: F32, w: NDArray[np.uint16], bias: F32 | None, bfloat16: bool) -> None:
+    """y = x @ w.T + bias with float16 or bfloat16 weights given as their 16-bit patterns (rows, cols)."""
+
+def matmul_bsr(
+    x: F32, y: F32, indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32],
+    data: NDArray[Any], scales: F32 | None, bias: F32 | None, activations: str,
+) -> None:
+    """y = x @ w.T + bias; `data` is (blocks, R, C), float32 or int8 (then `scales` is (rows,)). CSR is R = C = 1.
+
+    `activations` matters for int8 data only. Structure must have been validated with `check_bsr`.
+    """
+
+def check_bsr(indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32], block_cols: int) -> tuple[str, int]:
+    """("", -1) if indptr rises from 0 to len(indices) and each row's indices are sorted, unique and < block_cols;
+    else the broken rule and the first bad row."""
