@@ -1,0 +1,137 @@
+"""The binding: every argument is checked, errors name the argument, and the stub lists what exists."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pumice._core import native
+
+F32 = np.float32
+STUB = Path(native.__file__).with_name("native.pyi")
+
+
+def public_functions():
+    return {name for name in dir(native) if callable(getattr(native, name)) and name[0] != "_"}
+
+
+def test_the_stub_lists_exactly_the_functions_that_exist():
+    stub = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert stub == public_functions() - {"os", "np"}
+    assert len(stub) > 10
+
+
+def dense(rows=3, cols=32, bits=4, group=32):
+    packed = np.zeros((rows, 4 * -(-cols * bits // 32)), np.uint8)
+    return packed, np.ones((rows, -(-cols // group)), F32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((2, 32), np.float64)}, "Buffer dtype mismatch"),
+        ({"y": np.zeros((1, 3), F32)}, r"y: expected shape \(2, 3\), got \(1, 3\)"),
+        ({"bias": np.zeros(4, F32)}, r"bias: expected shape \(3,\), got \(4,\)"),
+        ({"scales": np.ones((3, 2), F32)}, r"scales: expected shape \(3, 1\), got \(3, 2\)"),
+        ({"zeros": np.ones((3, 2), np.uint8)}, r"zeros: expected shape \(3, 1\), got \(3, 2\)"),
+        ({"codes": np.zeros((3, 12), np.uint8)}, r"codes: expected shape \(3, 16\), got \(3, 12\)"),
+        ({"bits": 3}, "bits: expected 4 or 8, got 3"),
+        ({"group": 0}, "group: expected at least 1, got 0"),
+        ({"group": 24}, "group: expected a power of two >= 16"),
+        ({"activations": "int9"}, "activations: expected one of int16, int8, float32, got 'int9'"),
+    ],
+)
+def test_a_dense_product_refuses_what_does_not_fit_and_names_it(change, message):
+    codes, scales = dense()
+    arguments = {
+        "x": np.zeros((2, 32), F32), "y": np.zeros((2, 3), F32), "codes": codes, "scales": scales, "zeros": None,
+        "bias": None, "bits": 4, "group": 32, "activations": "int16",
+    } | change  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        native.matmul_dense_int(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indptr": np.array([0, 1], np.int64)}, r"indptr: expected shape \(3,\), got \(2,\)"),
+        ({"indices": np.zeros(2, np.uint16)}, r"indices: expected shape \(1,\), got \(2,\)"),
+        ({"data": np.zeros((1, 2, 2), np.int8)}, "scales: expected one per row with int8 data, got None"),
+        ({"scales": np.ones(4, F32)}, "scales: expected None with float32 data, got an array"),
+        ({"data": np.zeros((1, 2, 0), F32)}, "data: expected blocks of at least 1 x 1"),
+    ],
+)
+def test_a_sparse_product_refuses_what_does_not_fit_and_names_it(change, message):
+    arguments = {
+        "x": np.zeros((1, 6), F32), "y": np.zeros((1, 4), F32), "indptr": np.array([0, 1, 1], np.int64),
+        "indices": np.zeros(1, np.uint16), "data": np.zeros((1, 2, 2), F32), "scales": None, "bias": None,
+        "activations": "int16",
+    } | change  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        native.matmul_bsr(**arguments)
+
+
+def test_a_code_that_does_not_fit_is_named_with_its_index():
+    codes = np.zeros((2, 5), np.uint8)
+    codes[1, 3] = 16
+    with pytest.raises(ValueError, match=r"codes: expected values below 16, got 16 at index \(1, 3\)"):
+        native.pack_codes(codes, 4)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("cols", [0, 1, 7, 31, 32, 33, 300])
+def test_packed_codes_are_a_little_endian_bit_stream(bits, cols):
+    codes = np.random.default_rng((bits, cols)).integers(0, 1 << bits, (3, cols), dtype=np.uint8)
+    packed = native.pack_codes(codes, bits)
+    stream = np.unpackbits(packed, axis=1, bitorder="little")
+    places = 1 << np.arange(bits)
+    assert packed.shape == (3, 4 * -(-cols * bits // 32))
+    np.testing.assert_array_equal(stream[:, : cols * bits].reshape(3, cols, bits) @ places, codes)
+    assert not stream[:, cols * bits :].any()
+    np.testing.assert_array_equal(native.unpack_codes(packed, bits, cols), codes)
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "rule", "row"),
+    [
+        ([0, 2, 3], [0, 4, 1], "", -1),
+        ([1, 2, 3], [0, 4, 1], "indptr must rise", 0),
+        ([0, 2, 1], [0, 4, 1], "indptr must rise", 1),
+        ([0, 2, 4], [0, 4, 1], "indptr must rise", 1),
+        ([0, 2, 2], [0, 4, 1], "indptr must rise", 2),
+        ([0, 2**62, 3], [0, 4, 1], "indptr must rise", 0),
+        ([0, -1, 3], [0, 4, 1], "indptr must rise", 0),
+        ([0, 2, 3], [0, 4, 5], "indices must be below", 1),
+        ([0, 2, 3], [4, 0, 1], "sorted and unique", 0),
+        ([0, 2, 3], [4, 4, 1], "sorted and unique", 0),
+        ([0], [], "", -1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_sparse_structure_is_checked_before_a_kernel_may_trust_it(indptr, indices, rule, row, dtype):
+    got, where = native.check_bsr(np.array(indptr, np.int64), np.array(indices, dtype), 5)
+    assert (rule in got) if rule else got == ""
+    assert where == row
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 1000])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_non_finite_value_is_found_at_every_place(size, bad):
+    values = np.full(size, np.finfo(F32).max, F32)
+    assert native.first_nonfinite(values) == -1
+    for index in sorted({0, size // 2, size - 1} & set(range(size)), reverse=True):
+        values[index:] = bad
+        assert native.first_nonfinite(values) == index
+
+
+def test_an_unknown_isa_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=rf"isa: expected one of {', '.join(native.isas())}"):
+        native.set_isa("sse9")
+
+
+def test_thread_counts_below_one_are_refused():
+    with pytest.raises(ValueError, match="n: expected at least 1 thread, got 0"):
+        native.set_num_threads(0)
