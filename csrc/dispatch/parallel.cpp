@@ -255,7 +255,7 @@ struct Config {
   Config() noexcept : budget(cpu_budget()), threads(std::min(budget.cpus, kMaxThreads)) {
     pthread_atfork(nullptr, nullptr, forget_pool);
     const char* text = std::getenv("PUMICE_NUM_THREADS");
-    if (text == nullptr) return;
+    if (text == nullptr || *text == '\0') return;
     char* end = nullptr;
     errno = 0;
     const long n = std::strtol(text, &end, 10);

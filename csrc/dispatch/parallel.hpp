@@ -16,7 +16,7 @@ using Job = void (*)(void* context, Range range) noexcept;
 // Runs `job` over [0, count) and returns when all of it is done.
 //   align       chunk boundaries are multiples of it (16 for panels of 16 rows), at least 1
 //   cost_bytes  estimate of the bytes that the whole job reads; short jobs run on the caller alone.
-//               It stands for time, 10 bytes a ns: a job that computes longer than it reads asks more
+//               It stands for time, 10 bytes a ns: a job that computes longer than that adds some
 // A call from inside a job, or while another thread's job runs, is run by the caller alone.
 void parallel_for(int64_t count, int64_t align, int64_t cost_bytes, Job job,
                   void* context) noexcept;

@@ -10,6 +10,7 @@
 // in ascending order, every float operation rounded on its own: the promise of docs/formats.md, "Products".
 #pragma once
 
+#include "kernels/unroll.hpp"
 #include "views.hpp"
 
 namespace pumice::PUMICE_ISA {
@@ -34,87 +35,84 @@ inline void store_panel(const F32* y, int64_t rows, float* out) {
   for (int64_t i = 0; i < rows; ++i) out[i] = all[i];
 }
 
-// One segment of one panel against kRows rows of x. Two chains of sums hide the latency of a dot product.
+// One word of a panel against kRows rows of x. `quad` is the offset in bytes of the word's first quad within a row of planes.
+// Two chains of sums hide the latency of a dot product where there are registers for them.
+template <int kBits, int kChain, int kRows, int kChains, class D>
+__attribute__((always_inline)) inline void add_word(const uint8_t* codes, uint32_t mask, const QuantizedRows& a,
+                                                    int64_t row, int64_t quad, D (&sums)[kRows][kSlices][kChains]) {
+  constexpr int kPerByte = 8 / kBits, kWords = static_cast<int>(kBlock) / (4 * kPerByte);
+  prefetch(codes + kAhead);
+  unroll<kSlices>([&](auto s) {
+    Codes word = load_codes(codes + s * kLanes * 4);
+    if constexpr (kBits == 8) word = flip(word, mask);
+    unroll<kPerByte>([&](auto part) {
+      constexpr int kSum = (kPerByte == 2 ? decltype(part){} : kChain) % kChains;
+      const Codes bytes = bytes_of<kBits>(word, part);
+      unroll<kRows>([&](auto m) {
+        const int64_t at = (row + m) * a.padded + quad + part * kWords * 4;
+        sums[m][s][kSum].add(bytes, a.even + at, a.odd + at);
+      });
+    });
+  });
+}
+
+// float(t) * as of one segment, added to `sum`. Columns k .. stop, all in one block.
 template <int kBits, bool kTwoDigits, int kRows>
-struct Segment {
-  static constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
-  Dot<kTwoDigits> sums[kRows][kSlices][kChains];
-
-  void clear() {
-    for (auto& row : sums)
-      for (auto& slice : row)
-        for (auto& chain : slice) chain.clear();
+__attribute__((always_inline)) inline void add_segment(const DenseInt& w, const QuantizedRows& a, int64_t row,
+                                                       int64_t k, int64_t stop, int64_t segment,
+                                                       const I32 (&zero)[kSlices], F32 (&sum)[kRows][kSlices]) {
+  constexpr int64_t kColsPerWord = 32 / kBits, kPanelWord = kPanelRows * 4;
+  constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
+  Dot<kTwoDigits> dots[kRows][kSlices][kChains];
+  unroll<kRows>([&](auto m) {
+    unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto chain) { dots[m][s][chain].clear(); }); });
+  });
+  const uint32_t mask = w.flip * 0x01010101u;
+  const int64_t block = k / kBlock, first = block * (kBlock / kColsPerWord), last = ceil_div(stop, kColsPerWord);
+  int64_t word = k / kColsPerWord;
+  const uint8_t* codes = w.codes + word * kPanelWord;
+  int64_t quad = block * kBlock + (word - first) * 4;
+  for (; word + 1 < last; word += 2, codes += 2 * kPanelWord, quad += 8) {
+    add_word<kBits, 0>(codes, mask, a, row, quad, dots);
+    add_word<kBits, 1>(codes + kPanelWord, mask, a, row, quad + 4, dots);
   }
+  if (word < last) add_word<kBits, 0>(codes, mask, a, row, quad, dots);
 
-  // `quad` is the offset in bytes of the word's first quad within a row of planes.
-  void add_word(const uint8_t* codes, uint32_t mask, const QuantizedRows& a, int64_t row, int64_t quad, int chain) {
-    constexpr int kPerByte = 8 / kBits, kWords = static_cast<int>(kBlock) / (4 * kPerByte);
-    prefetch(codes + kAhead);
-    for (int s = 0; s < kSlices; ++s) {
-      Codes word = load_codes(codes + s * kLanes * 4);
-      if (kBits == 8) word = flip(word, mask);
-      for (int part = 0; part < kPerByte; ++part) {
-        const Codes bytes = bytes_of<kBits>(word, part);
-        for (int m = 0; m < kRows; ++m) {
-          const int64_t at = (row + m) * a.padded + quad + part * kWords * 4;
-          sums[m][s][kPerByte == 2 ? part % kChains : chain % kChains].add(bytes, a.even + at, a.odd + at);
-        }
-      }
-    }
-  }
-};
-
-template <class D, int kChains>
-inline I32 total_of(D (&chains)[kChains]) {
-  if constexpr (kChains == 2) chains[0].merge(chains[1]);
-  return chains[0].total();
+  unroll<kRows>([&](auto m) {
+    const I32 total = set_i32(a.sums[(row + m) * a.segments + k / segment]);
+    const F32 scale = set_f32(a.scales[(row + m) * a.blocks + block]);
+    unroll<kSlices>([&](auto s) {
+      if constexpr (kChains == 2) dots[m][s][0].merge(dots[m][s][1]);
+      const I32 t = sub(dots[m][s][0].total(), mul(zero[s], total));
+      sum[m][s] = add(sum[m][s], mul(to_f32(t), scale));
+    });
+  });
 }
 
 template <int kBits, bool kTwoDigits, int kRows>
 inline void panel_rows(const DenseInt& w, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
                        int64_t y_stride) {
-  constexpr int64_t kColsPerWord = 32 / kBits, kWordsPerBlock = kBlock / kColsPerWord;
-  const int64_t words = words_of(w), groups = groups_of(w);
-  const uint32_t mask = w.flip * 0x01010101u;
-  const I32 middle = set_i32(1 << (kBits - 1));
+  const int64_t groups = groups_of(w);
   F32 result[kRows][kSlices];
-  for (auto& lanes : result)
-    for (auto& slice : lanes) slice = zero_f32();
-
+  unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t end = (group + 1) * w.group < w.cols ? (group + 1) * w.group : w.cols;
     F32 sum[kRows][kSlices];
-    for (auto& lanes : sum)
-      for (auto& slice : lanes) slice = zero_f32();
+    unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = zero_f32(); }); });
+    I32 zero[kSlices];
+    unroll<kSlices>([&](auto s) {
+      zero[s] = w.zeros ? load_u8(w.zeros + group * kPanelRows + s * kLanes) : set_i32(1 << (kBits - 1));
+    });
     for (int64_t k = group * w.group; k < end; k += segment) {
       const int64_t stop = k + segment < end ? k + segment : end;
-      const int64_t last = ceil_div(stop, kColsPerWord) < words ? ceil_div(stop, kColsPerWord) : words;
-      const int64_t block = k / kBlock;
-      int64_t word = k / kColsPerWord;
-      Segment<kBits, kTwoDigits, kRows> dots;
-      dots.clear();
-      const int64_t quads = block * kBlock - block * kWordsPerBlock * 4;  // + 4 * word: the word's quad in its block
-      for (; word + 1 < last; word += 2) {
-        dots.add_word(w.codes + word * kPanelRows * 4, mask, a, row, quads + word * 4, 0);
-        dots.add_word(w.codes + (word + 1) * kPanelRows * 4, mask, a, row, quads + word * 4 + 4, 1);
-      }
-      if (word < last) dots.add_word(w.codes + word * kPanelRows * 4, mask, a, row, quads + word * 4, 0);
-
-      for (int s = 0; s < kSlices; ++s) {
-        const I32 zero = w.zeros ? load_u8(w.zeros + group * kPanelRows + s * kLanes) : middle;
-        for (int m = 0; m < kRows; ++m) {
-          const I32 offset = mul(zero, set_i32(a.sums[(row + m) * a.segments + k / segment]));
-          const F32 scale = set_f32(a.scales[(row + m) * a.blocks + block]);
-          sum[m][s] = add(sum[m][s], mul(to_f32(sub(total_of(dots.sums[m][s]), offset)), scale));
-        }
-      }
+      add_segment<kBits, kTwoDigits>(w, a, row, k, stop, segment, zero, sum);
     }
-    for (int s = 0; s < kSlices; ++s) {
+    unroll<kSlices>([&](auto s) {
       const F32 scale = load_scales(w, group * kPanelRows + s * kLanes);
-      for (int m = 0; m < kRows; ++m) result[m][s] = add(result[m][s], mul(sum[m][s], scale));
-    }
+      unroll<kRows>([&](auto m) { result[m][s] = add(result[m][s], mul(sum[m][s], scale)); });
+    });
   }
-  for (int m = 0; m < kRows; ++m) store_panel(result[m], w.rows, y + (row + m) * y_stride);
+  unroll<kRows>([&](auto m) { store_panel(result[m], w.rows, y + (row + m) * y_stride); });
 }
 
 template <int kBits, bool kTwoDigits, int kRows>

@@ -73,7 +73,8 @@ inline F32 load_bfloat16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
+__attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // `even` holds the hi digits of four activations, `odd` the lo ones (a = 128 * hi + lo), or with one digit only
 // `even` counts.

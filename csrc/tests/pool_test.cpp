@@ -111,42 +111,6 @@ void a_job_may_call_the_pool() {
   CHECK(rows == 2000);
 }
 
-#if defined(__SANITIZE_THREAD__)
-constexpr int64_t kChildCost = 1'000'000;  // its runtime cannot start threads in such a child
-#else
-constexpr int64_t kChildCost = kLong;
-#endif
-
-// Nobody allocates near the fork: a sanitizer's allocator does not survive one that comes meanwhile.
-void a_forked_child_has_its_own_pool() {
-  Visits mine(2000, 16), others(2000, 16);
-  const auto visited_once_again = [](Visits& visits, int64_t cost_bytes) {
-    std::memset(visits.rows.data(), 0, visits.rows.size());
-    parallel_for(2000, visits.align, cost_bytes, Visits::visit, &visits);
-    return visits.all_once();
-  };
-  CHECK(visited_once_again(mine, kLong));
-  std::atomic<bool> stop{false};
-  std::thread busy([&] {
-    while (!stop) CHECK(visited_once_again(others, kLong));
-  });
-  for (int i = 0; i < 50; ++i) {
-    const pid_t child = fork();
-    if (child == 0) {
-      alarm(20);
-      bool ok = true;
-      for (int n = 0; n < 50; ++n) ok = visited_once_again(mine, kChildCost) && ok;
-      _exit(ok ? 0 : 1);
-    }
-    int status = -1;
-    waitpid(child, &status, 0);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK(visited_once_again(mine, kLong));
-  }
-  stop = true;
-  busy.join();
-}
-
 void chunks_have_equal_stored_size() {
   constexpr int64_t kRows = 4096;
   std::vector<int64_t> indptr(kRows + 1, 7);  // a slice's indptr need not begin at 0
@@ -203,6 +167,45 @@ void as_many_threads_work_as_were_set() {
   CHECK(get_num_threads() == 1);
   set_num_threads(1 << 20);
   CHECK(get_num_threads() == kMaxThreads);
+}
+
+#if defined(__SANITIZE_THREAD__)
+constexpr int64_t kChildCost = 1'000'000;  // its runtime cannot start threads in such a child
+#else
+constexpr int64_t kChildCost = kLong;
+#endif
+
+// Nobody allocates near the fork: a sanitizer's allocator may be left locked in the child.
+void a_forked_child_has_its_own_pool() {
+  Visits mine(2000, 16), others(2000, 16);
+  const auto visited_once_again = [](Visits& visits, int64_t cost_bytes) {
+    std::memset(visits.rows.data(), 0, visits.rows.size());
+    parallel_for(2000, visits.align, cost_bytes, Visits::visit, &visits);
+    return visits.all_once();
+  };
+  set_num_threads(4);
+  CHECK(visited_once_again(mine, kLong));
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) CHECK(visited_once_again(others, kLong));
+  });
+  for (int i = 0; i < 50; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      bool ok = true;
+      for (int n = 0; n < 50; ++n) ok = visited_once_again(mine, kChildCost) && ok;
+      Meeting meeting{kChildCost == kLong ? 4 : 1};
+      parallel_for(1000, 1, kChildCost, Meeting::attend, &meeting);
+      _exit(ok && meeting.most == meeting.wanted ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(visited_once_again(mine, kLong));
+  }
+  stop = true;
+  busy.join();
 }
 
 void short_jobs_stay_on_the_caller() {

@@ -1,0 +1,23 @@
+// Loops that are unrolled in the source. GCC keeps an array of accumulators in registers only if its indices are constants
+// before its own unroller runs; a plain loop over them leaves the accumulators on the stack, silently and four times slower.
+#pragma once
+
+namespace pumice {
+namespace {
+
+template <int kValue>
+struct Index {
+  constexpr operator int() const { return kValue; }
+};
+
+// body(Index<0>{}), body(Index<1>{}), ... body(Index<kCount - 1>{})
+template <int kCount, int kFrom = 0, class Body>
+__attribute__((always_inline)) inline void unroll(const Body& body) {
+  if constexpr (kFrom < kCount) {
+    body(Index<kFrom>{});
+    unroll<kCount, kFrom + 1>(body);
+  }
+}
+
+}  // namespace
+}  // namespace pumice
