@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 from pumice._core import native
 
+CSRC = Path(__file__).parents[1] / "csrc"
 ROWS, COLS, GROUP = 4096, 1024, 128  # int8: 4 MiB, enough to wake the workers
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets affinity")
@@ -267,3 +270,37 @@ time.sleep(0.05)
 print("leaving")
 """
     assert output_of(script, PUMICE_NUM_THREADS="4") == "leaving"
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_pool_passes_its_self_test_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler; c++ not found")
+
+    def build_and_run(name: str, *sources: Path) -> subprocess.CompletedProcess[str]:
+        target = tmp_path / name
+        flags = ["-std=c++17", "-g", "-O1", f"-fsanitize={sanitizer}", f"-I{CSRC}", "-pthread"]
+        command = [compiler, *flags, *map(str, sources), "-o", str(target)]
+        built = subprocess.run(command, capture_output=True, text=True)
+        if built.returncode != 0:
+            return built
+        environment = {k: v for k, v in os.environ.items() if k != "PUMICE_NUM_THREADS"}
+        return subprocess.run(
+            [target],
+            env={**environment, "TSAN_OPTIONS": "die_after_fork=0"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    empty = tmp_path / "empty.cpp"
+    empty.write_text("int main() { return 0; }\n")
+    if build_and_run("empty", empty).returncode != 0:
+        pytest.skip(f"-fsanitize={sanitizer} does not work on this machine")
+    dispatch = CSRC / "dispatch"
+    done = build_and_run(
+        "pool_test", CSRC / "tests/pool_test.cpp", dispatch / "parallel.cpp", dispatch / "cpu.cpp"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "pool_test: 0 failures\n"

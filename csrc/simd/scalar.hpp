@@ -11,7 +11,7 @@ namespace pumice::scalar {
 namespace {
 
 constexpr int kLanes = 1;
-constexpr int kMaxRows = 4;         // rows of x that the dense kernels take together
+constexpr int kMaxRows = 1;          // rows of x that the dense kernels take together
 constexpr bool kByteDigits = false;  // QuantizedRows keeps int16 pairs
 
 using F32 = float;

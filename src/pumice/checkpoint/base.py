@@ -1,0 +1,240 @@
+"""The one face of every file format: `Reader`, `Writer`, and the registry that picks a reader by content."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.errors import FormatError
+
+Block: TypeAlias = NDArray[Any] | bytes | bytearray | memoryview
+Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+
+LFS_HEAD = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the headers say about one array; what a writer must know before its first block.
+
+    Parameters
+    ----------
+    shape
+        The shape users see. Of a transposed array (`in_axis=0`) that is (in_features, out_features).
+    dtype
+        A safetensors dtype name ("F32", "BF16", "I64"); for a compact array its scheme ("int4-g128").
+    nbytes
+        Stored bytes, all parts together. A writer does not need it.
+    parts
+        Empty for a plain tensor; for a compact array, part name -> safetensors dtype name, as
+        `CompactArray.parts` and `part_dtype` give them. Part ``""`` is the tensor called like the array.
+    in_axis
+        1, or 0 for a transposed array: its parts are those of the array with the axes exchanged.
+    notes
+        What a writer was told with `note` (``source``, ``error``); a writer starts with these.
+
+    Examples
+    --------
+    >>> TensorInfo((384,), "F32", 1536).compact
+    False
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int = 0
+    parts: Mapping[str, str] = field(default_factory=dict)
+    in_axis: int = 1
+    notes: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def compact(self) -> bool:
+        """Whether this is a compact array; then `dtype` is its scheme."""
+        return bool(self.parts)
+
+
+class Reader(ABC):
+    """One open checkpoint. Opening it reads headers only; tensors are read when asked for."""
+
+    format: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def matches(path: Path) -> bool:
+        """Whether the content at `path` (a file or a folder) is of this format. Reads a few bytes at most."""
+
+    @abstractmethod
+    def __init__(self, path: Path, *, io: str = "mmap") -> None: ...
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Mapping[str, str]:
+        """The free text entries of the file, as they stand there."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors; empty for one read from memory."""
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Names of all arrays, sorted. The parts of a compact array are not listed."""
+
+    @abstractmethod
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype or scheme, and bytes, from the headers alone. KeyError for an unknown name."""
+
+    @abstractmethod
+    def array(self, name: str) -> Any:
+        """The whole array: an ndarray (as `rows` widens it; a read-only view where it can be) or a CompactArray."""
+
+    @abstractmethod
+    def raw(self, name: str) -> memoryview:
+        """The bytes of one tensor as the file has them. Also takes the tensor names of parts."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) along axis 0: (stop - start, ...).
+
+        Floating point below 64 bits becomes float32, exactly; integers, bool, F64 and C64 keep their dtype.
+        Compact arrays are decoded to float32. A 0-d tensor counts as one row.
+        """
+        info = self.info(name)
+        count = info.shape[0] if info.shape else 1
+        if not 0 <= start <= stop <= count:
+            raise ValueError(f"start, stop: expected 0 <= start <= stop <= {count}, got {start}, {stop}")
+        return self._rows(name, start, stop)
+
+    @abstractmethod
+    def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file. Arrays that were handed out stay valid."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Writer(ABC):
+    """One checkpoint being written, array by array, in row blocks. Nothing is visible before `commit`.
+
+    Per array: ``begin(name, info)``, then `write` as often as needed, then optionally `note`. Used as a
+    context manager it aborts unless `commit` was called.
+    """
+
+    @abstractmethod
+    def begin(self, name: str, info: TensorInfo) -> None:
+        """Start the next array (and end the one before)."""
+
+    @abstractmethod
+    def write(self, part: str, block: Block) -> None:
+        """Append to a part of the current array; plain tensors have the one part ``""``.
+
+        `block` is an ndarray in the part's stored dtype (BF16 and F8 as uint16 and uint8 patterns) whose
+        axis 0 is appended, or bytes exactly as the file shall have them (plain tensors only).
+        """
+
+    @abstractmethod
+    def note(self, **fields: Json) -> None:
+        """Record facts on the current array in the manifest, such as ``source="F32"`` or ``error=0.01``."""
+
+    @abstractmethod
+    def commit(self) -> tuple[Path, ...]:
+        """Make everything visible at once and durable; the files written, the index (if any) last."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop everything written. The target is as it was. Does nothing after `commit`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+_READERS: list[type[Reader]] = []
+
+
+def register(reader: type[Reader]) -> type[Reader]:
+    """Add a format to those that `open_reader` tries; a class decorator."""
+    _READERS.append(reader)
+    return reader
+
+
+def open_reader(path: str | os.PathLike[str], *, io: str = "mmap") -> Reader:
+    """Open a checkpoint, a file or a folder; its content, never its name, decides the format.
+
+    Parameters
+    ----------
+    path
+        A weights file, or a folder that holds one (or shards and their index).
+    io
+        "mmap" maps the file, which then must not change while open; "read" copies what is asked for
+        (network disks).
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing is there.
+    FormatError
+        A Git LFS pointer, an empty file, a folder without weights, or content that no reader knows.
+    """
+    if io not in ("mmap", "read"):
+        raise ValueError(f"io: expected 'mmap' or 'read', got {io!r}")
+    where = Path(path)
+    if not where.exists():
+        raise FileNotFoundError(f"path: expected an existing file or folder, got {str(where)!r}")
+    for reader in _READERS:
+        if reader.matches(where):
+            return reader(where, io=io)
+    if where.is_dir():
+        found = ", ".join(sorted(entry.name for entry in where.iterdir())[:8]) or "nothing"
+        raise FormatError(
+            str(where), None, "a folder with weights", found, f"known formats: {_formats()}"
+        )
+    if not where.is_file():
+        raise FormatError(str(where), None, "a file or folder", "something else (device or pipe)", None)
+    with where.open("rb") as file:
+        head = file.read(len(LFS_HEAD))
+    refuse_non_weights(head, str(where))
+    got = f"{where.stat().st_size} bytes that start {head[:16]!r}"
+    raise FormatError(
+        str(where), None, f"a known format ({_formats()})", got, "a truncated or damaged copy?"
+    )
+
+
+def refuse_non_weights(head: bytes, path: str) -> None:
+    """Raise FormatError for what is no weights file in any format: nothing at all, or a Git LFS pointer."""
+    if not head:
+        raise FormatError(path, None, "a weights file", "an empty file", "copy or download it again")
+    if head.startswith(LFS_HEAD):
+        raise FormatError(
+            path, None, "a weights file", "a Git LFS pointer, not the weights", "run: git lfs pull"
+        )
+
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Whether both paths lead to one file or folder (links followed); False if either is missing."""
+    try:
+        return os.path.samefile(a, b)
+    except FileNotFoundError:
+        return False
+
+
+def _formats() -> str:
+    return ", ".join(reader.format for reader in _READERS)

@@ -1,0 +1,109 @@
+"""The dtypes of safetensors: their bits, the NumPy dtype that holds them, and exact widening to float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One dtype name. `numpy` holds the stored pattern; None for those packed in less than a byte."""
+
+    name: str
+    bits: int
+    numpy: np.dtype[Any] | None
+    minifloat: tuple[int, int, str] | None = None  # exponent bits, mantissa bits, special values
+
+
+def _table() -> dict[str, Dtype]:
+    whole = {
+        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
+        "U64": "<u8", "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
+    }  # fmt: skip
+    table = {name: Dtype(name, 8 * np.dtype(code).itemsize, np.dtype(code)) for name, code in whole.items()}
+    # Special values: OCP "fn" has no infinity and one NaN pattern a sign; "fnuz" has no -0, whose
+    # pattern is the only NaN, and a bias one higher (arXiv 2209.05433, 2206.02915; OCP MX 1.0 for E8M0).
+    minifloats = {
+        "F8_E5M2": (5, 2, "ieee"), "F8_E4M3": (4, 3, "fn"), "F8_E8M0": (8, 0, "scale"),
+        "F8_E4M3FNUZ": (4, 3, "fnuz"), "F8_E5M2FNUZ": (5, 2, "fnuz"),
+    }  # fmt: skip
+    for name, kind in minifloats.items():
+        table[name] = Dtype(name, 8, np.dtype("u1"), kind)
+    # No specification fixes the order of the codes within the bytes, so these are carried, not decoded.
+    for name, bits in {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}.items():
+        table[name] = Dtype(name, bits, None)
+    return table
+
+
+DTYPES = _table()
+
+_NAMES = {
+    dtype.numpy.str: name
+    for name, dtype in DTYPES.items()
+    if dtype.numpy is not None and dtype.minifloat is None and name != "BF16"
+}
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The safetensors name of a NumPy dtype.
+
+    Examples
+    --------
+    >>> dtype_name(np.dtype("float16"))
+    'F16'
+    """
+    name = _NAMES.get(dtype.newbyteorder("<").str)
+    if name is None:
+        raise TypeError(f"dtype: expected one of {', '.join(_NAMES.values())}, got {dtype}")
+    return name
+
+
+def widen(stored: NDArray[Any], name: str) -> NDArray[Any]:
+    """Stored patterns -> values: what NumPy lacks (BF16, F8) becomes float32, exactly; the rest stays.
+
+    Examples
+    --------
+    >>> widen(np.array([0x3FC0], np.uint16), "BF16")
+    array([1.5], dtype=float32)
+    """
+    if DTYPES[name].minifloat is not None:
+        values: NDArray[Any] = _minifloat_values(name)[stored]
+        return values
+    if name == "BF16":
+        wide = stored.astype(np.uint32)
+        wide <<= np.uint32(16)
+        return wide.view(np.float32)
+    return stored
+
+
+@lru_cache
+def _minifloat_values(name: str) -> NDArray[np.float32]:
+    """The values of all 256 codes."""
+    kind = DTYPES[name].minifloat
+    assert kind is not None
+    exponent_bits, mantissa_bits, special = kind
+    codes = np.arange(256)
+    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    mantissa = codes & ((1 << mantissa_bits) - 1)
+    if special == "scale":  # powers of two only: no sign, no zero, no subnormals
+        values = np.ldexp(1.0, exponent - 127)
+        values[255] = np.nan
+        return values.astype(np.float32)
+    bias = (1 << (exponent_bits - 1)) - (0 if special == "fnuz" else 1)
+    step = np.ldexp(1.0, -mantissa_bits)
+    normal = np.ldexp(1.0 + mantissa * step, exponent - bias)
+    values = np.where(exponent == 0, np.ldexp(mantissa * step, 1 - bias), normal)
+    top = exponent == (1 << exponent_bits) - 1
+    if special == "ieee":
+        values[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
+    elif special == "fn":
+        values[codes & 0x7F == 0x7F] = np.nan
+    values = np.where(codes >= 128, -values, values)
+    if special == "fnuz":
+        values[0x80] = np.nan
+    return values.astype(np.float32)

@@ -1,0 +1,82 @@
+"""Bytes of a file, mapped or read on demand; every range is checked against the file's size."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from pumice.errors import FormatError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+READ_AT_ONCE = 1 << 30  # Linux ends one read at 2 GiB - 4 KiB
+
+
+class Source:
+    """An immutable run of bytes: a file (``io="mmap"`` or ``"read"``) or a buffer in memory.
+
+    Examples
+    --------
+    >>> bytes(Source(b"pumice").view(1, 3))
+    b'um'
+    """
+
+    def __init__(self, origin: Path | Buffer, *, io: str = "mmap") -> None:
+        self._fd = -1
+        self._buffer: memoryview | None = None
+        if not isinstance(origin, Path):
+            self.name = "<memory>"
+            self._buffer = memoryview(origin).cast("B").toreadonly()
+            self.size = len(self._buffer)
+            return
+        self.name = str(origin)
+        # O_NONBLOCK: opening a pipe must fail below, not wait for a writer.
+        fd = os.open(origin, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(self.name, None, "a regular file", "something else", None)
+            self.size = status.st_size
+            if io == "read" or self.size == 0:
+                self._fd, fd = fd, -1
+            else:
+                self._buffer = memoryview(mmap.mmap(fd, self.size, access=mmap.ACCESS_READ))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop), read-only: a view of the mapping, or a fresh copy with ``io="read"``."""
+        if not 0 <= start <= stop <= self.size:
+            raise FormatError(
+                self.name, None, f"bytes within 0..{self.size}", f"{start}..{stop}", "a truncated file?"
+            )
+        if self._buffer is not None:
+            return self._buffer[start:stop]
+        if self._fd < 0:
+            raise ValueError(f"source: expected an open file, got {self.name!r} after close()")
+        copy = memoryview(np.empty(stop - start, np.uint8))
+        done = 0
+        while done < len(copy):
+            count = os.preadv(self._fd, [copy[done : done + READ_AT_ONCE]], start + done)
+            if count == 0:
+                got = f"{start + done} bytes"
+                raise FormatError(self.name, None, f"{self.size} bytes", got, "cut while open?")
+            done += count
+        return copy.toreadonly()
+
+    def close(self) -> None:
+        """Let go of the file; views that were handed out keep the mapping alive until they die."""
+        self._buffer = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)

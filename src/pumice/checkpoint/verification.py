@@ -1,0 +1,119 @@
+"""Checking a checkpoint against its own checksums and the rules of every array in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pumice.checkpoint.base import Reader, open_reader
+from pumice.checkpoint.manifest import header_digest_holds
+from pumice.checkpoint.safetensors import SafetensorsReader, Shard
+from pumice.errors import FormatError
+
+HASH_AT_ONCE = 16 << 20
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    tensors
+        Tensors whose bytes equal their checksum.
+    unchecked
+        Names of tensors without a checksum (files that pumice did not write).
+    errors
+        One FormatError for each bad tensor, array or header.
+    """
+
+    path: str
+    tensors: int
+    unchecked: tuple[str, ...]
+    errors: tuple[FormatError, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.errors
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Names of the bad tensors and arrays, once each."""
+        return tuple(dict.fromkeys(error.tensor for error in self.errors if error.tensor))
+
+
+def verify(path: str | os.PathLike[str], *, io: str = "mmap") -> VerifyReport:
+    """Check every SHA-256 and the structure of every array.
+
+    Parameters
+    ----------
+    path
+        A weights file, or a folder that holds one or shards and their index.
+    io
+        "mmap" or "read".
+
+    Returns
+    -------
+    VerifyReport
+        `ok`, and one error for each bad tensor.
+
+    Raises
+    ------
+    FormatError
+        The file cannot even be opened: header, index or manifest are broken.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from pumice.checkpoint import save
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "m.safetensors"
+    >>> _ = save(path, {"bias": np.zeros(3, np.float32)})
+    >>> verify(path).ok
+    True
+    """
+    with open_reader(path, io=io) as reader:
+        return verify_reader(reader, str(path))
+
+
+def verify_reader(reader: Reader, path: str) -> VerifyReport:
+    """`verify` for a checkpoint that is open."""
+    errors: list[FormatError] = []
+    unchecked: list[str] = []
+    checked = 0
+    if isinstance(reader, SafetensorsReader):
+        for shard in reader.shards:
+            found = list(_shard_errors(shard))
+            errors += found
+            with_digest = shard.manifest.sha256.keys() & shard.header.entries.keys()
+            checked += len(with_digest - {error.tensor for error in found})
+            unchecked += shard.header.entries.keys() - with_digest
+    for name in reader.names():
+        if not reader.info(name).compact:
+            continue
+        try:
+            reader.array(name)
+        except FormatError as error:
+            errors.append(error)
+    return VerifyReport(path, checked, tuple(sorted(unchecked)), tuple(errors))
+
+
+def _shard_errors(shard: Shard) -> Iterator[FormatError]:
+    where, header = shard.source.name, shard.header
+    if "pumice.manifest" in header.metadata and not header_digest_holds(header):
+        rule = "a header of the SHA-256 that it states"
+        yield FormatError(where, None, rule, "another", "the file was changed")
+    for tensor, digest in sorted(shard.manifest.sha256.items()):
+        if tensor not in header.entries:
+            yield FormatError(where, tensor, "the tensor that the manifest lists", "no such tensor")
+            continue
+        entry = header.entries[tensor]
+        got = hashlib.sha256()
+        for begin in range(entry.begin, entry.end, HASH_AT_ONCE):
+            got.update(shard.source.view(begin, min(begin + HASH_AT_ONCE, entry.end)))
+        if got.hexdigest() != digest:
+            hint = "the file was changed"
+            yield FormatError(where, tensor, f"SHA-256 {digest[:16]}...", got.hexdigest()[:16], hint)

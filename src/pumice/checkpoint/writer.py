@@ -1,0 +1,384 @@
+"""Writing safetensors as a stream: aligned, deterministic, atomic, in bounded memory.
+
+How many bytes a sparse part has is known only when its array ends, and the header goes first. So blocks are
+appended to a spool, an unnamed file beside the target; once a shard is full its parts are copied, in their final
+order, behind a finished header. Nothing is visible before `commit` renames the shards, the index last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pumice.checkpoint.base import Block, Json, TensorInfo, Writer
+from pumice.checkpoint.dtypes import DTYPES
+from pumice.checkpoint.header import ALIGNMENT, Entry, count_bits, write_header
+from pumice.checkpoint.manifest import (
+    RESERVED,
+    array_record,
+    manifest_metadata,
+    sign,
+    tensor_name,
+)
+from pumice.checkpoint.safetensors import INDEX, SINGLE
+from pumice.scheme import Scheme
+
+MAX_SHARD_SIZE = 5_000_000_000  # bytes, Hugging Face's default
+COPY_AT_ONCE = 4 << 20
+
+
+@dataclass
+class _Tensor:
+    """A tensor being written: where its bytes are in the spools, and what the header will say."""
+
+    name: str
+    dtype: str
+    extents: list[tuple[int, int]] = field(default_factory=list)  # offset in the spool, length
+    nbytes: int = 0
+    rows: int = 0
+    row_shape: tuple[int, ...] | None = None
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, *(self.row_shape or ()))
+
+    def append(self, spool: IO[bytes], data: memoryview) -> None:
+        offset = spool.tell()
+        spool.write(data)
+        self.digest.update(data)
+        self.nbytes += len(data)
+        if self.extents and sum(self.extents[-1]) == offset:
+            self.extents[-1] = (self.extents[-1][0], self.extents[-1][1] + len(data))
+        else:
+            self.extents.append((offset, len(data)))
+
+
+@dataclass
+class _Array:
+    name: str
+    info: TensorInfo
+    tensors: dict[str, _Tensor]  # by part
+    spool: IO[bytes]
+    notes: dict[str, Json]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+class SafetensorsWriter(Writer):
+    """Writes a safetensors file, or a folder of shards with their index.
+
+    Parameters
+    ----------
+    target
+        A path that ends in ``.safetensors`` and is no folder: one file. Any other path: a folder, made if
+        missing, with ``model.safetensors`` or Hugging Face shards. Or a binary file object.
+    metadata
+        Own text entries for each header; names that start with "pumice." and "format" are taken.
+    max_shard_size
+        Bytes of tensors in a file of a folder; only an array that is larger alone exceeds it.
+
+    Examples
+    --------
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> with SafetensorsWriter(file) as writer:
+    ...     writer.begin("bias", TensorInfo((4,), "F32"))
+    ...     writer.write("", np.zeros(2, np.float32))
+    ...     writer.write("", np.ones(2, np.float32))
+    ...     _ = writer.commit()
+    >>> len(file.getvalue()) % 64
+    16
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | IO[bytes],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        max_shard_size: int = MAX_SHARD_SIZE,
+    ) -> None:
+        if max_shard_size <= 0:
+            raise ValueError(f"max_shard_size: expected a positive number, got {max_shard_size}")
+        self._metadata = _own_metadata(metadata or {})
+        self._max = max_shard_size
+        self._file: IO[bytes] | None = None
+        self._path: Path | None = None  # of the only file
+        self._made_folder = False
+        if isinstance(target, (str, os.PathLike)):
+            path = Path(target)
+            single = path.suffix == ".safetensors" and not path.is_dir()
+            self._path = path if single else None
+            self._folder = path.parent if single else path
+            if not single and not path.exists():
+                path.mkdir(parents=True)
+                self._made_folder = True
+        else:
+            self._file, self._folder = target, Path(tempfile.gettempdir())
+        self._current: _Array | None = None
+        self._shard: list[_Array] = []
+        self._taken: set[str] = {"__metadata__"}
+        self._finished: list[tuple[Path, list[_Array]]] = []  # assembled under a temporary name
+        self._temporary: list[Path] = []
+        self._done = False
+        self._spool = self._new_spool()
+
+    def begin(self, name: str, info: TensorInfo) -> None:
+        self._end()
+        _check_text("name", name)
+        if info.compact:
+            Scheme.parse(info.dtype)
+        parts = info.parts or {"": info.dtype}
+        for part, dtype in parts.items():
+            if dtype not in DTYPES:
+                rule = f"info: expected for part {part!r} a dtype of {', '.join(DTYPES)}"
+                raise ValueError(f"{rule}, got {dtype!r}")
+        tensors = {part: _Tensor(tensor_name(name, part), dtype) for part, dtype in parts.items()}
+        names = {name, *(tensor.name for tensor in tensors.values())}
+        if clash := names & self._taken:
+            raise ValueError(
+                f"name: expected names that no other tensor or part has, got {name!r}, "
+                f"which also needs {sorted(clash)[0]!r}"
+            )
+        self._taken |= names
+        self._current = _Array(name, info, tensors, self._spool, {})
+        self.note(**info.notes)
+
+    def write(self, part: str, block: Block) -> None:
+        array = self._open_array()
+        if part not in array.tensors:
+            raise ValueError(f"part: expected one of {sorted(array.tensors)}, got {part!r}")
+        tensor = array.tensors[part]
+        if not isinstance(block, np.ndarray):
+            if array.info.compact:
+                raise TypeError(f"block: expected an ndarray for {tensor.name!r}, got {type(block).__name__}")
+            tensor.append(array.spool, memoryview(block).cast("B"))
+            return
+        dtype = DTYPES[tensor.dtype].numpy
+        if block.dtype != dtype:
+            raise TypeError(f"block: expected {dtype} for {tensor.name!r}, got {block.dtype}")
+        if array.info.compact:
+            if block.ndim == 0 or tensor.row_shape not in (None, block.shape[1:]):
+                rule = f"blocks of rows {tensor.row_shape} for {tensor.name!r}"
+                raise ValueError(f"block: expected {rule}, got shape {block.shape}")
+            tensor.row_shape = block.shape[1:]
+            tensor.rows += block.shape[0]
+        data = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8)
+        tensor.append(array.spool, memoryview(data))
+
+    def note(self, **fields: Json) -> None:
+        array = self._open_array()
+        if reserved := fields.keys() & RESERVED:
+            raise ValueError(f"note: expected none of {sorted(RESERVED)}, got {sorted(reserved)}")
+        json.dumps(fields, allow_nan=False)  # raises here, not at commit
+        array.notes.update(fields)
+
+    def commit(self) -> tuple[Path, ...]:
+        if self._done:
+            raise ValueError("commit: expected a writer that is open, got one that has ended")
+        self._end()
+        if self._file is not None:
+            self._assemble(self._file)
+            self._done = True
+            self._close_spools()
+            return ()
+        if self._shard or not self._finished:
+            self._close_shard(keep=None)
+        self._close_spools()
+        paths = self._publish()
+        self._done = True
+        return paths
+
+    def abort(self) -> None:
+        self._close_spools()
+        if self._done:
+            return
+        self._done = True
+        for path in self._temporary:
+            path.unlink(missing_ok=True)
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # somebody else may have put something there
+                self._folder.rmdir()
+
+    def _open_array(self) -> _Array:
+        if self._current is None:
+            raise ValueError("write: expected begin() first, got no current array")
+        return self._current
+
+    def _end(self) -> None:
+        """Check that the current array is whole, and give it a place in a shard."""
+        if self._done:
+            raise ValueError("begin: expected a writer that is open, got one that has ended")
+        array, self._current = self._current, None
+        if array is None:
+            return
+        if not array.info.compact:
+            _check_complete(array.tensors[""], array.info)
+        elif missing := [t.name for t in array.tensors.values() if t.row_shape is None]:
+            raise ValueError(f"write: expected blocks for {', '.join(missing)}, got none")
+        if self._sharded and self._shard and self._shard_bytes + array.nbytes > self._max:
+            self._close_shard(keep=array.spool)
+        self._shard.append(array)
+
+    @property
+    def _sharded(self) -> bool:
+        return self._path is None and self._file is None
+
+    @property
+    def _shard_bytes(self) -> int:
+        return sum(array.nbytes for array in self._shard)
+
+    def _close_shard(self, keep: IO[bytes] | None) -> None:
+        """Assemble the shard under a temporary name and free its spools, but for the one to `keep`."""
+        path = self._temporary_path(self._path.name if self._path else SINGLE)
+        with path.open("xb") as out:
+            self._temporary.append(path)
+            self._assemble(out)
+            out.flush()
+            os.fsync(out.fileno())
+        for array in self._shard:
+            if array.spool is not keep:
+                array.spool.close()
+        self._finished.append((path, self._shard))
+        self._shard = []
+        if keep is self._spool:
+            self._spool = self._new_spool()
+
+    def _close_spools(self) -> None:
+        for spool in (self._spool, *(array.spool for array in self._shard)):
+            spool.close()
+
+    def _assemble(self, out: IO[bytes]) -> None:
+        """Header, then the tensors in their final order."""
+        tensors = sorted((t for a in self._shard for t in a.tensors.values()), key=lambda t: t.name)
+        # Stable sort. Sizes that are multiples of 64 first keep each other aligned to 64 bytes, then
+        # wider items before narrower ones keep each aligned to itself; gaps are illegal.
+        tensors.sort(key=lambda t: (t.nbytes % ALIGNMENT != 0, -DTYPES[t.dtype].bits))
+        shapes = {t.name: t.shape for a in self._shard if a.info.compact for t in a.tensors.values()}
+        shapes |= {a.name: a.info.shape for a in self._shard if not a.info.compact}
+        entries, position = {}, 0
+        for tensor in tensors:
+            end = position + tensor.nbytes
+            entries[tensor.name] = Entry(tensor.dtype, shapes[tensor.name], position, end)
+            position = end
+        out.write(sign(write_header(entries, _shard_metadata(self._shard) | self._metadata)))
+        spools = {t.name: array.spool for array in self._shard for t in array.tensors.values()}
+        for tensor in tensors:
+            for offset, length in tensor.extents:
+                _copy(spools[tensor.name], offset, length, out)
+
+    def _publish(self) -> tuple[Path, ...]:
+        """Give every file its name: shards first, the index last, then drop what the old index had."""
+        count = len(self._finished)
+        stale = set() if self._path else _files_of_index(self._folder / INDEX) | {SINGLE, INDEX}
+        names = [self._path.name if self._path else SINGLE]
+        renames = []
+        if count > 1:
+            names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+            renames = [(self._write_index(names), INDEX)]
+        renames = [(path, name) for (path, _), name in zip(self._finished, names, strict=True)] + renames
+        for path, name in renames:
+            os.replace(path, self._folder / name)
+        for name in stale - {name for _, name in renames}:
+            (self._folder / name).unlink(missing_ok=True)
+        _sync_folder(self._folder)
+        return tuple(self._folder / name for _, name in renames)
+
+    def _write_index(self, names: list[str]) -> Path:
+        weight_map, total = {}, 0
+        for name, (_, arrays) in zip(names, self._finished, strict=True):
+            for array in arrays:
+                total += array.nbytes
+                weight_map |= {tensor.name: name for tensor in array.tensors.values()}
+        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        path = self._temporary_path(INDEX)
+        with path.open("xb") as out:
+            self._temporary.append(path)
+            out.write(json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+        return path
+
+    def _temporary_path(self, name: str) -> Path:
+        return self._folder / f".{name}.{secrets.token_hex(6)}.tmp"
+
+    def _new_spool(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._folder)  # unnamed: it cannot be left behind
+
+
+def _shard_metadata(arrays: list[_Array]) -> dict[str, str]:
+    records: dict[str, Json] = {}
+    plain: dict[str, Json] = {}
+    for array in arrays:
+        digests = {t.name: t.digest.hexdigest() for t in array.tensors.values()}
+        if array.info.compact:
+            records[array.name] = array_record(array.name, array.info, array.notes, digests)
+        else:
+            plain[array.name] = {**array.notes, "sha256": digests[array.name]}
+    return manifest_metadata(records, plain)
+
+
+def _check_complete(tensor: _Tensor, info: TensorInfo) -> None:
+    bits = count_bits(info.shape, info.dtype)
+    if bits != 8 * tensor.nbytes:
+        rule = f"{bits} bits for {tensor.name!r} ({info.dtype} {info.shape})"
+        raise ValueError(f"write: expected {rule}, got {tensor.nbytes} bytes")
+
+
+def _check_text(argument: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{argument}: expected str, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{argument}: expected Unicode text, got {ascii(text)}") from None
+
+
+def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    for key, value in metadata.items():
+        _check_text("metadata", key)
+        _check_text("metadata", value)
+        if key == "format" or key.startswith("pumice."):
+            raise ValueError(f"metadata: expected keys other than 'format' and 'pumice.*', got {key!r}")
+    return dict(sorted(metadata.items()))
+
+
+def _copy(spool: IO[bytes], offset: int, length: int, out: IO[bytes]) -> None:
+    """Append bytes [offset, offset + length) of the spool, in bounded memory."""
+    spool.seek(offset)
+    while length:
+        data = spool.read(min(length, COPY_AT_ONCE))
+        if not data:
+            raise OSError("the spool ended early")
+        out.write(data)
+        length -= len(data)
+
+
+def _files_of_index(index: Path) -> set[str]:
+    """The shards of an older index that this writer could have written."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
+    plain = (name for name in names if isinstance(name, str) and Path(name).name == name)
+    return {name for name in plain if name.endswith(".safetensors")}
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,57 @@
+"""What pumice raises. Messages read ``<argument>: expected <rule>, got <value>``."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+
+class PumiceError(ValueError):
+    """Base of all errors that pumice defines."""
+
+
+class SchemeError(PumiceError):
+    """A scheme that the grammar does not allow. The message prints the legal table."""
+
+
+class NonFiniteError(PumiceError):
+    """A weight holds a NaN or an infinity."""
+
+
+class FormatError(PumiceError):
+    """A file, or the parts of an array, that break a rule of their format.
+
+    Parameters
+    ----------
+    path : str or path, optional
+        The file; None for parts that did not come from one.
+    tensor : str, optional
+        The tensor or part.
+    rule : str
+        What was expected.
+    got : object, optional
+        What was found.
+    hint : str, optional
+        What to do about it.
+
+    Examples
+    --------
+    >>> print(FormatError("m.safetensors", "fc.weight", "48 bytes of data", 40, "was the download cut short?"))
+    m.safetensors: fc.weight: expected 48 bytes of data, got 40 (was the download cut short?)
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str] | None,
+        tensor: str | None,
+        rule: str,
+        got: Any = None,
+        hint: str | None = None,
+    ) -> None:
+        self.path, self.tensor, self.rule, self.got, self.hint = path, tensor, rule, got, hint
+        where = "".join(f"{place}: " for place in (path, tensor) if place is not None)
+        found = "" if got is None else f", got {got}"
+        super().__init__(f"{where}expected {rule}{found}" + (f" ({hint})" if hint else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FormatError, (self.path, self.tensor, self.rule, self.got, self.hint)

@@ -1,0 +1,412 @@
+"""The array that users hold, whatever its layout; and its transposed view."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.errors import FormatError
+from pumice.layouts.operands import as_bias, as_matrix, check_out
+from pumice.options import current
+from pumice.scheme import LayoutGrammar, Scheme, register_layout
+from pumice.values.base import F32, Array, Arrays
+
+PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
+
+LAYOUTS: dict[str, type[CompactArray]] = {}
+
+
+def register(cls: type[CompactArray]) -> type[CompactArray]:
+    """Make a layout known under its name, to the grammar and to `from_parts`."""
+    LAYOUTS[cls.grammar.name] = cls
+    register_layout(cls.grammar)
+    return cls
+
+
+class CompactArray(ABC):
+    """A weight at its true size: what `compress` returns.
+
+    Behaves as a float32 matrix (rows, cols) = (out_features, in_features) that never changes. ``x @ w.T`` and ``w @ x``
+    are fused; ``x @ w`` and ``w.T @ x`` decode row panels. Weights of more dimensions are stored as (shape[0], rest).
+    """
+
+    grammar: ClassVar[LayoutGrammar]
+    __array_priority__ = 20.0  # `scipy_sparse @ w` and the like come here
+    __hash__ = object.__hash__
+
+    def __init__(self, scheme: Scheme, shape: tuple[int, ...]) -> None:
+        self._scheme, self._shape = scheme, shape
+        self._rows, self._cols = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+
+    # What a layout defines.
+
+    @classmethod
+    @abstractmethod
+    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:
+        """Compress a finite float32 matrix; `shape` is the logical one."""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> CompactArray:
+        """The inverse of `parts`: validates, copies index parts, views the rest."""
+
+    @abstractmethod
+    def parts(self) -> Arrays:
+        """Part name -> array: the canonical form exactly as it is written to a file."""
+
+    @abstractmethod
+    def part_dtype(self, part: str) -> str:
+        """safetensors dtype name of a part."""
+
+    @abstractmethod
+    def blocks(self, written: Mapping[str, int]) -> Arrays:
+        """What to append to each part when this is the next row chunk of a larger array.
+
+        `written` counts the entries that each part has along axis 0; it is empty for the first chunk. Chunks before the
+        last have a multiple of 32 rows.
+        """
+
+    @abstractmethod
+    def decode_rows(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) as float32 (stop - start, cols)."""
+
+    @abstractmethod
+    def take(self, ids: Any) -> F32:
+        """Decoded rows, as an embedding table gives them: float32 of shape (*ids.shape, *shape[1:])."""
+
+    @abstractmethod
+    def _slice(self, rows: slice, cols: slice) -> CompactArray:
+        """Rows [rows.start, rows.stop) and columns likewise; both are within range, with step 1."""
+
+    @abstractmethod
+    def kernel(self, batch: int, activations: str) -> str | None:
+        """The kernel of such a product; None where row panels are decoded for BLAS."""
+
+    @abstractmethod
+    def _fused(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+        """y = x @ w.T + bias through `kernel`."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the canonical form."""
+
+    @property
+    @abstractmethod
+    def resident_nbytes(self) -> int:
+        """Bytes that the form in memory takes now; 0 for what stays in a mapped file."""
+
+    @property
+    @abstractmethod
+    def nnz(self) -> int:
+        """Stored values."""
+
+    # What follows from that.
+
+    @property
+    def scheme(self) -> str:
+        """The scheme, as text."""
+        return str(self._scheme)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        return self._rows * self._cols
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """float32 always: what the weights decode to."""
+        return np.dtype(np.float32)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits / (rows * cols)."""
+        return 8 * self.nbytes / self.size if self.size else 0.0
+
+    @property
+    def density(self) -> float:
+        """Stored values / (rows * cols)."""
+        return self.nnz / self.size if self.size else 0.0
+
+    @property
+    def T(self) -> Transposed:  # noqa: N802 - NumPy's name
+        return Transposed(self)
+
+    def transpose(self) -> CompactArray:
+        return self.T
+
+    def to_dense(self) -> F32:
+        """The weights, decoded: float32 of `shape`."""
+        return self.decode_rows(0, self._rows).reshape(self._shape)
+
+    def codes(self) -> Array:
+        """The stored integers, unpacked, one per weight: (rows, cols)."""
+        raise TypeError(f"codes: expected dense integer weights, got {self.scheme}")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("copy: expected True or None (decoding makes a new array), got False")
+        return self.to_dense().astype(dtype or np.float32, copy=False)
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        if len(keys) > 2 or (len(keys) == 2 and self.ndim != 2):
+            raise IndexError(f"index: expected rows, or rows and columns of a matrix, got {key!r}")
+        if len(keys) == 1 and isinstance(keys[0], int | np.integer):
+            row = int(keys[0])
+            if not -self._rows <= row < self._rows:
+                raise IndexError(f"index: expected a row below {self._rows}, got {row}")
+            return self.take(np.array(row % self._rows))
+        rows = _bounds(keys[0], self._rows)
+        cols = _bounds(keys[1], self._cols) if len(keys) == 2 else slice(0, self._cols)
+        return self._slice(rows, cols)
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("==: expected ndarrays, got a CompactArray; compare to_dense() or parts()")
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.scheme} {self.shape} {self.nbytes} bytes, "
+            f"{self.bits_per_weight:.3g} bits per weight>"
+        )
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.scheme, self.shape, self.parts())
+
+    # Products.
+
+    def linear(self, x: Any, bias: Any = None, activations: str | None = None, out: Array | None = None) -> F32:
+        """x @ w.T + bias for x (..., cols): float32 (..., rows)."""
+        if self.ndim != 2:
+            raise ValueError(f"w: expected a matrix, got shape {self.shape}")
+        activations = current().activations if activations is None else activations
+        matrix, leading = as_matrix("x", x, self._cols)
+        vector = as_bias(bias, self._rows)
+        shape = (*leading, self._rows)
+        if out is not None:
+            check_out(out, shape)
+        direct = out is not None and out.flags.c_contiguous and not np.may_share_memory(out, matrix)
+        y = out.reshape(matrix.shape[0], self._rows) if direct and out is not None else None
+        if y is None:
+            y = np.empty((matrix.shape[0], self._rows), np.float32)
+        if self.kernel(matrix.shape[0], activations) is None:
+            self._decoded(matrix, y, vector)
+        else:
+            self._fused(matrix, y, vector, activations)
+        if out is None:
+            return y.reshape(shape)
+        if not direct:
+            out[...] = y.reshape(shape)
+        return out
+
+    def _panels(self) -> Any:
+        step = max(1, PANEL_BYTES // (4 * max(self._cols, 1)))
+        for start in range(0, self._rows, step):
+            stop = min(self._rows, start + step)
+            yield start, stop, self.decode_rows(start, stop)
+
+    def _decoded(self, x: F32, y: F32, bias: F32 | None) -> None:
+        for start, stop, panel in self._panels():
+            y[:, start:stop] = x @ panel.T
+        if bias is not None:
+            y += bias
+
+    def _untransposed(self, x: Any) -> F32:
+        """x @ w for x (..., rows)."""
+        if self.ndim != 2:
+            raise ValueError(f"w: expected a matrix, got shape {self.shape}")
+        matrix, leading = as_matrix("x", x, self._rows)
+        y = np.zeros((matrix.shape[0], self._cols), np.float32)
+        for start, stop, panel in self._panels():
+            y += matrix[:, start:stop] @ panel
+        return y.reshape(*leading, self._cols)
+
+    def __matmul__(self, x: Any) -> F32:  # w @ x
+        return _swapped(self.linear, x)
+
+    def __rmatmul__(self, x: Any) -> F32:  # x @ w
+        return self._untransposed(x)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out = kwargs.pop("out", (None,))[0]
+        if ufunc is not np.matmul or method != "__call__" or kwargs or len(inputs) != 2:
+            return NotImplemented
+        left, right = inputs
+        y = right.__rmatmul__(left) if isinstance(right, CompactArray) else left.__matmul__(right)
+        if out is None:
+            return y
+        check_out(out, y.shape)
+        out[...] = y
+        return out
+
+
+class Transposed(CompactArray):
+    """w.T: the same arrays, read the other way round. ``x @ w.T`` is the fused product."""
+
+    def __init__(self, base: CompactArray) -> None:
+        if base.ndim != 2:
+            raise ValueError(f"T: expected a matrix, got shape {base.shape}")
+        super().__init__(base._scheme, base.shape[::-1])
+        self._base = base
+
+    @property
+    def T(self) -> CompactArray:  # type: ignore[override]  # noqa: N802
+        return self._base
+
+    @classmethod
+    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:
+        rows = np.ascontiguousarray(w.T)
+        return LAYOUTS[scheme.layout].encode(rows, scheme, rows.shape, scale_dtype).T
+
+    @classmethod
+    def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> CompactArray:
+        return LAYOUTS[scheme.layout].from_parts(scheme, shape[::-1], parts).T
+
+    def parts(self) -> Arrays:
+        return self._base.parts()
+
+    def part_dtype(self, part: str) -> str:
+        return self._base.part_dtype(part)
+
+    def blocks(self, written: Mapping[str, int]) -> Arrays:
+        raise TypeError("blocks: expected an array whose rows are stored, got a transposed one")
+
+    def decode_rows(self, start: int, stop: int) -> F32:
+        return np.ascontiguousarray(self._base.to_dense().T[start:stop])
+
+    def take(self, ids: Any) -> F32:
+        return np.take(self.to_dense(), ids, axis=0)
+
+    def codes(self) -> Array:
+        return self._base.codes().T
+
+    def _slice(self, rows: slice, cols: slice) -> CompactArray:
+        return self._base._slice(cols, rows).T
+
+    def kernel(self, batch: int, activations: str) -> str | None:
+        return None
+
+    def _fused(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+        raise NotImplementedError  # pragma: no cover - `kernel` names none
+
+    @property
+    def nbytes(self) -> int:
+        return self._base.nbytes
+
+    @property
+    def resident_nbytes(self) -> int:
+        return self._base.resident_nbytes
+
+    @property
+    def nnz(self) -> int:
+        return self._base.nnz
+
+    def linear(self, x: Any, bias: Any = None, activations: str | None = None, out: Array | None = None) -> F32:
+        """x @ w + bias for x (..., rows of the base): row panels are decoded."""
+        y = self._base._untransposed(x)
+        vector = as_bias(bias, self._rows)
+        if vector is not None:
+            y += vector
+        if out is None:
+            return y
+        check_out(out, y.shape)
+        out[...] = y
+        return out
+
+    def __matmul__(self, x: Any) -> F32:  # w.T @ x
+        return _swapped(self._base._untransposed, x)
+
+    def __rmatmul__(self, x: Any) -> F32:  # x @ w.T
+        return self._base.linear(x)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out = kwargs.get("out", (None,))[0]
+        if ufunc is np.matmul and method == "__call__" and inputs[-1] is self and set(kwargs) == {"out"}:
+            return self._base.linear(inputs[0], out=out)
+        return super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Transposed, (self._base,)
+
+
+def _swapped(product: Any, x: Any) -> F32:
+    """w @ x for x (..., cols, n) or (cols,), from a product that takes rows."""
+    array = np.asarray(x)
+    if array.ndim < 2:
+        return product(array)  # type: ignore[no-any-return]
+    return np.swapaxes(product(np.swapaxes(array, -1, -2)), -1, -2)
+
+
+def _bounds(key: Any, size: int) -> slice:
+    """A slice with step 1 as plain bounds."""
+    if not isinstance(key, slice):
+        raise IndexError(f"index: expected slices (or take(ids) for rows), got {key!r}")
+    start, stop, step = key.indices(size)
+    if step != 1:
+        raise IndexError(f"index: expected step 1, got {step}")
+    return slice(start, max(start, stop))
+
+
+def from_parts(scheme: str | Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> CompactArray:
+    """Build an array from its stored parts. Everything is validated; FormatError names the part and the rule.
+
+    Parameters
+    ----------
+    scheme : str
+        Such as ``"int4-g128"``.
+    shape : tuple of int
+        The logical shape, at least two dimensions.
+    parts : mapping of str to ndarray
+        As `CompactArray.parts` gives them. Index parts are copied, since a caller could change them afterwards.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> w = pm.compress(np.eye(4, 32), "int8")
+    >>> from_parts(w.scheme, w.shape, w.parts())
+    <DenseArray int8 (4, 32) 176 bytes, 11 bits per weight>
+    """
+    parsed = Scheme.parse(scheme)
+    shape = tuple(int(n) for n in shape)
+    if len(shape) < 2 or any(n < 0 for n in shape):
+        raise FormatError(None, "shape", "at least two dimensions", shape)
+    stored = parts.get("shape")
+    if stored is not None and (stored.dtype != np.int64 or tuple(stored.tolist()) != shape):
+        raise FormatError(None, "shape", f"int64 {list(shape)}", f"{stored.dtype} {stored.tolist()}")
+    return LAYOUTS[parsed.layout].from_parts(parsed, shape, parts)
+
+
+def _rebuild(scheme: str, shape: tuple[int, ...], parts: Arrays) -> CompactArray:
+    return from_parts(scheme, shape, parts)
+
+
+def take_ids(ids: Any, rows: int) -> NDArray[np.int64]:
+    """Row numbers as int64 within 0 .. rows - 1; negative ones count from the end."""
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"ids: expected integers, got {array.dtype}")
+    array = array.astype(np.int64)
+    bad = (array < -rows) | (array >= rows)
+    if bad.any():
+        raise IndexError(f"ids: expected rows below {rows}, got {array[bad].flat[0]}")
+    return np.where(array < 0, array + rows, array)

@@ -1,0 +1,47 @@
+"""x and y of a product, as the kernels want them: C-contiguous float32 matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.values.base import F32
+
+
+def as_float32(name: str, value: Any) -> F32:
+    """`value` as a float32 array; a copy only where one is needed. Raises TypeError for what is not a real number."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
+    return array.astype(np.float32, copy=False)
+
+
+def as_matrix(name: str, x: Any, cols: int) -> tuple[F32, tuple[int, ...]]:
+    """x (..., cols) as a C-contiguous (batch, cols) matrix, and its leading shape."""
+    array = as_float32(name, x)
+    if array.ndim == 0 or array.shape[-1] != cols:
+        raise ValueError(f"{name}: expected shape (..., {cols}), got {array.shape}")
+    leading = array.shape[:-1]
+    batch = int(np.prod(leading, dtype=np.int64))
+    return np.ascontiguousarray(array.reshape(batch, cols)), leading
+
+
+def as_bias(bias: Any, rows: int) -> F32 | None:
+    """bias as a contiguous float32 vector of length `rows`."""
+    if bias is None:
+        return None
+    vector = as_float32("bias", bias)
+    if vector.shape != (rows,):
+        raise ValueError(f"bias: expected shape ({rows},), got {vector.shape}")
+    return np.ascontiguousarray(vector)
+
+
+def check_out(out: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise unless `out` can take a product of this shape."""
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out: expected float32 of shape {shape}, got {got}")
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")

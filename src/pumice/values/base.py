@@ -1,0 +1,118 @@
+"""What a values codec is, and the registry of codecs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.errors import FormatError
+from pumice.scheme import Scheme, ValuesGrammar, register_values
+
+F32: TypeAlias = NDArray[np.float32]
+Array: TypeAlias = NDArray[Any]
+Arrays: TypeAlias = dict[str, Array]
+
+
+class Codec(ABC):
+    """How each value of a weight is written.
+
+    A codec turns float32 row panels into named arrays and back; every array has the rows on axis 0, so that a matrix can be
+    encoded in row chunks. A new codec is one file with a subclass and `register`; with `form`, `encode` and `decode` it is
+    complete, and products decode row panels and call BLAS until it brings a kernel.
+    """
+
+    name: ClassVar[str]
+    bits: ClassVar[int]
+    group: ClassVar[bool] = False
+    flags: ClassVar[tuple[str, ...]] = ()
+    file_dtypes: ClassVar[Mapping[str, str]] = {}
+    """safetensors dtype names of parts that NumPy cannot name, such as ``{"": "BF16"}``."""
+
+    @abstractmethod
+    def form(self, scheme: Scheme, rows: int, cols: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Name -> (dtype or tuple of legal dtypes, shape) of each array: the exact size formula."""
+
+    @abstractmethod
+    def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
+        """Encode a finite (rows, cols) panel."""
+
+    @abstractmethod
+    def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:
+        """Decode to (rows, cols) float32."""
+
+    def codes(self, arrays: Arrays, cols: int) -> Array:
+        """The stored numbers, one per weight, without their scales."""
+        raise TypeError(f"codes: expected an integer codec, got {self.name}")
+
+    # Files: by default the arrays are the parts.
+
+    def to_parts(self, arrays: Arrays, shape: tuple[int, ...]) -> Arrays:
+        """The arrays as they are written to a file."""
+        return dict(arrays)
+
+    def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, rows: int, cols: int) -> Arrays:
+        """The inverse of `to_parts`; raises FormatError for parts that do not fit."""
+        arrays = dict(parts)
+        self.check(arrays, scheme, rows, cols)
+        return arrays
+
+    def check(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> None:
+        """Raise FormatError unless the arrays have the dtypes and shapes of `form` and hold legal values."""
+        form = self.form(scheme, rows, cols)
+        if set(arrays) != set(form):
+            raise FormatError(None, None, f"the parts {sorted(form)} for {scheme}", sorted(arrays))
+        for name, (dtypes, shape) in form.items():
+            legal = [np.dtype(d) for d in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
+            got = arrays[name]
+            if got.dtype not in legal or got.shape != shape:
+                names = " or ".join(map(str, legal))
+                raise FormatError(None, name or None, f"{names} of shape {shape}", f"{got.dtype} of shape {got.shape}")
+
+    # Products: a codec with a kernel overrides these.
+
+    def kernel(self, batch: int, activations: str) -> str | None:
+        """Name of the kernel for such a product; None: decode row panels and call BLAS."""
+        return None
+
+    def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+        """y = x @ w.T + bias through the kernel that `kernel` names."""
+        raise NotImplementedError  # pragma: no cover - only called where `kernel` names one
+
+    prepacks: ClassVar[bool] = False
+    """Whether kernels profit from arrays that are reordered by `prepack`."""
+
+    def prepack(self, arrays: Arrays) -> Arrays:
+        """The arrays reordered for the kernels, without loss."""
+        raise NotImplementedError  # pragma: no cover - only called where `prepacks`
+
+    def unprepack(self, arrays: Arrays, rows: int) -> Arrays:
+        """The inverse of `prepack`."""
+        raise NotImplementedError  # pragma: no cover - only called where `prepacks`
+
+    # Sparse layouts: a codec that they may use says how stored values look.
+
+    sparse_dtype: ClassVar[Any] = None
+    """dtype of a stored value in a sparse layout; None where sparse layouts cannot use the codec."""
+
+    def encode_sparse(self, w: F32) -> tuple[Array, F32 | None]:
+        """Values (rows, cols), 0 being a hole, and one scale per row or None."""
+        raise TypeError(f"scheme: expected values that a sparse layout can store, got {self.name}")
+
+
+CODECS: dict[str, Codec] = {}
+
+
+def register(codec: Codec) -> Codec:
+    """Make a codec known under its name, to the grammar and to the layouts."""
+    CODECS[codec.name] = codec
+    register_values(ValuesGrammar(codec.name, codec.group, codec.flags))
+    return codec
+
+
+def codec_of(scheme: Scheme) -> Codec:
+    """The codec that a scheme names."""
+    return CODECS[scheme.values]

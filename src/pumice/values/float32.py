@@ -1,0 +1,39 @@
+"""float32: values as they are. Products are NumPy's BLAS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pumice.scheme import Scheme
+from pumice.values.base import F32, Array, Arrays, Codec, register
+
+
+class Float32(Codec):
+    name = "float32"
+    bits = 32
+    sparse_dtype = np.float32
+
+    def form(self, scheme: Scheme, rows: int, cols: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        return {"": (np.float32, (rows, cols))}
+
+    def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
+        return {"": w.copy()}
+
+    def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:
+        return np.asarray(arrays[""], np.float32)
+
+    def kernel(self, batch: int, activations: str) -> str | None:
+        return "BLAS"
+
+    def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+        np.matmul(x, arrays[""].T, out=y)
+        if bias is not None:
+            y += bias
+
+    def encode_sparse(self, w: F32) -> tuple[Array, F32 | None]:
+        return w, None
+
+
+register(Float32())
