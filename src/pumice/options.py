@@ -31,13 +31,13 @@ class Options:
         check_choice("prepack", self.prepack, PREPACK)
 
 
-_current: ContextVar[Options] = ContextVar("pumice_options", default=Options())
-
-
 def check_choice(name: str, got: object, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `got` is one of `choices`."""
     if got not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {got!r}")
+
+
+_current: ContextVar[Options] = ContextVar("pumice_options", default=Options())
 
 
 def current() -> Options:

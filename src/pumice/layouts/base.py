@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,6 +16,8 @@ from pumice.scheme import LayoutGrammar, Scheme, register_layout
 from pumice.values.base import F32, Array, Arrays
 
 PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
+
+FILE_DTYPES = {"u1": "U8", "i1": "I8", "u2": "U16", "u4": "U32", "i4": "I32", "i8": "I64", "f2": "F16", "f4": "F32"}
 
 LAYOUTS: dict[str, type[CompactArray]] = {}
 
@@ -58,17 +60,10 @@ class CompactArray(ABC):
     def parts(self) -> Arrays:
         """Part name -> array: the canonical form exactly as it is written to a file."""
 
+    @classmethod
     @abstractmethod
-    def part_dtype(self, part: str) -> str:
-        """safetensors dtype name of a part."""
-
-    @abstractmethod
-    def blocks(self, written: Mapping[str, int]) -> Arrays:
-        """What to append to each part when this is the next row chunk of a larger array.
-
-        `written` counts the entries that each part has along axis 0; it is empty for the first chunk. Chunks before the
-        last have a multiple of 32 rows.
-        """
+    def stack(cls, arrays: Sequence[CompactArray], shape: tuple[int, ...]) -> CompactArray:
+        """Arrays of one scheme and equal columns, row under row; `shape` is the result's."""
 
     @abstractmethod
     def decode_rows(self, start: int, stop: int) -> F32:
@@ -104,6 +99,40 @@ class CompactArray(ABC):
     @abstractmethod
     def nnz(self) -> int:
         """Stored values."""
+
+    # What a layout may define.
+
+    def part_dtype(self, part: str) -> str:
+        """safetensors dtype name of a part."""
+        return FILE_DTYPES[self.parts()[part].dtype.newbyteorder("=").str[1:]]
+
+    @classmethod
+    def chunk_rows(cls, scheme: Scheme) -> int:
+        """Chunks of rows that are stored one after the other have a multiple of this many, but for the last."""
+        return 32  # so that bit streams along the rows end on 32-bit words
+
+    def blocks(self, written: Mapping[str, int], shape: tuple[int, ...]) -> Arrays:
+        """What to append to each part when this is the next row chunk of a larger array.
+
+        Parameters
+        ----------
+        written : mapping of str to int
+            Entries that each part has along axis 0; empty for the first chunk.
+        shape : tuple of int
+            Logical shape of the whole. Chunks before the last have a multiple of `chunk_rows`.
+        """
+        blocks = self.parts()
+        if blocks.pop("shape", None) is not None and not written:
+            blocks["shape"] = np.array(shape, np.int64)
+        return blocks
+
+    def prepack(self) -> Self:
+        """Reorder the weights for the kernels now; the first product does it otherwise."""
+        return self
+
+    def keep_canonical(self) -> Self:
+        """Never reorder: products read the canonical form, which a mapped file shares between processes."""
+        return self
 
     # What follows from that.
 
@@ -285,11 +314,23 @@ class Transposed(CompactArray):
     def parts(self) -> Arrays:
         return self._base.parts()
 
+    @classmethod
+    def stack(cls, arrays: Sequence[CompactArray], shape: tuple[int, ...]) -> CompactArray:
+        raise TypeError("arrays: expected arrays whose rows are stored, got transposed ones")
+
     def part_dtype(self, part: str) -> str:
         return self._base.part_dtype(part)
 
-    def blocks(self, written: Mapping[str, int]) -> Arrays:
-        raise TypeError("blocks: expected an array whose rows are stored, got a transposed one")
+    def blocks(self, written: Mapping[str, int], shape: tuple[int, ...]) -> Arrays:
+        return self._base.blocks(written, shape[::-1])
+
+    def prepack(self) -> Self:
+        self._base.prepack()
+        return self
+
+    def keep_canonical(self) -> Self:
+        self._base.keep_canonical()
+        return self
 
     def decode_rows(self, start: int, stop: int) -> F32:
         return np.ascontiguousarray(self._base.to_dense().T[start:stop])
@@ -384,7 +425,7 @@ def from_parts(scheme: str | Scheme, shape: tuple[int, ...], parts: Mapping[str,
     >>> import numpy as np, pumice as pm
     >>> w = pm.compress(np.eye(4, 32), "int8")
     >>> from_parts(w.scheme, w.shape, w.parts())
-    <DenseArray int8 (4, 32) 176 bytes, 11 bits per weight>
+    <DenseArray int8 (4, 32) 160 bytes, 10 bits per weight>
     """
     parsed = Scheme.parse(scheme)
     shape = tuple(int(n) for n in shape)

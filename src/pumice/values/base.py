@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
@@ -48,17 +49,30 @@ class Codec(ABC):
         """The stored numbers, one per weight, without their scales."""
         raise TypeError(f"codes: expected an integer codec, got {self.name}")
 
-    # Files: by default the arrays are the parts.
+    def pack(self, codes: NDArray[np.uint8]) -> Arrays:
+        """The array that holds these codes (rows, cols)."""
+        raise TypeError(f"bits: expected those of an integer codec, got {self.name}")
+
+    # Files: by default the arrays are the parts; the one called "" is the weight itself and has its logical shape.
 
     def to_parts(self, arrays: Arrays, shape: tuple[int, ...]) -> Arrays:
         """The arrays as they are written to a file."""
-        return dict(arrays)
+        return {name: array.reshape(shape) if name == "" else array for name, array in arrays.items()}
 
-    def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, rows: int, cols: int) -> Arrays:
+    def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Arrays:
         """The inverse of `to_parts`; raises FormatError for parts that do not fit."""
+        rows, cols = matrix_shape(shape)
         arrays = dict(parts)
+        if "" in arrays and arrays[""].shape == shape:
+            arrays[""] = arrays[""].reshape(rows, cols)
         self.check(arrays, scheme, rows, cols)
-        return arrays
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def columns(self, arrays: Arrays, scheme: Scheme, cols: int, start: int, stop: int) -> Arrays:
+        """Columns [start, stop) of `cols`; raises IndexError where the codec cannot be cut there."""
+        if set(arrays) != {""}:
+            raise IndexError(f"index: expected rows only, {scheme} cannot be cut by columns")
+        return {"": np.ascontiguousarray(arrays[""][:, start:stop])}
 
     def check(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> None:
         """Raise FormatError unless the arrays have the dtypes and shapes of `form` and hold legal values."""
@@ -93,6 +107,10 @@ class Codec(ABC):
         """The inverse of `prepack`."""
         raise NotImplementedError  # pragma: no cover - only called where `prepacks`
 
+    def prepacked_rows(self, arrays: Arrays, ids: NDArray[np.int64]) -> Arrays:
+        """The canonical arrays of some rows (n,), from prepacked ones."""
+        raise NotImplementedError  # pragma: no cover - only called where `prepacks`
+
     # Sparse layouts: a codec that they may use says how stored values look.
 
     sparse_dtype: ClassVar[Any] = None
@@ -101,6 +119,11 @@ class Codec(ABC):
     def encode_sparse(self, w: F32) -> tuple[Array, F32 | None]:
         """Values (rows, cols), 0 being a hole, and one scale per row or None."""
         raise TypeError(f"scheme: expected values that a sparse layout can store, got {self.name}")
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, cols) of a weight of this logical shape."""
+    return shape[0], math.prod(shape[1:])
 
 
 CODECS: dict[str, Codec] = {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pumice._core import native
 from pumice.errors import FormatError
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Array, Arrays, Codec
+from pumice.values.base import F32, Array, Arrays, Codec, matrix_shape
 
 PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
@@ -94,6 +94,10 @@ class Integer(Codec):
     def codes(self, arrays: Arrays, cols: int) -> Array:
         return native.unpack_codes(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
 
+    def pack(self, codes: NDArray[np.uint8]) -> Arrays:
+        """The array that holds these codes (rows, cols)."""
+        return {"packed": native.pack_codes(np.ascontiguousarray(codes), self.bits)}
+
     def to_parts(self, arrays: Arrays, shape: tuple[int, ...]) -> Arrays:
         parts = {"packed": arrays["packed"].view(np.int32), "scale": arrays["scale"]}
         if "zero_point" in arrays:  # packed along the rows, as compressed-tensors does
@@ -102,7 +106,8 @@ class Integer(Codec):
         parts["shape"] = np.array(shape, np.int64)
         return parts
 
-    def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, rows: int, cols: int) -> Arrays:
+    def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Arrays:
+        rows, cols = matrix_shape(shape)
         form = self.form(scheme, rows, cols)
         words = {"packed": (rows, row_bytes(cols, self.bits) // 4), "scale": form["scale"][1], "shape": None}
         if "zero_point" in form:
@@ -113,7 +118,8 @@ class Integer(Codec):
             if parts[name].dtype != np.int32 or parts[name].shape != words[name]:
                 got = f"{parts[name].dtype} of shape {parts[name].shape}"
                 raise FormatError(None, name, f"int32 of shape {words[name]}", got)
-        arrays = {"packed": np.ascontiguousarray(parts["packed"]).view(np.uint8), "scale": parts["scale"]}
+        packed, scale = np.ascontiguousarray(parts["packed"]), np.ascontiguousarray(parts["scale"])
+        arrays: Arrays = {"packed": packed.view(np.uint8), "scale": scale}
         if "zero_point" in form:
             stream = np.ascontiguousarray(parts["zero_point"].T).view(np.uint8)
             zeros = native.unpack_codes(stream, self.bits, rows)
@@ -128,6 +134,15 @@ class Integer(Codec):
         top = 2**self.bits - 1
         if "zero_point" in arrays and arrays["zero_point"].size and int(arrays["zero_point"].max()) > top:
             raise FormatError(None, "zero_point", f"values up to {top}", int(arrays["zero_point"].max()))
+
+    def columns(self, arrays: Arrays, scheme: Scheme, cols: int, start: int, stop: int) -> Arrays:
+        group = self.group_of(scheme, cols)
+        if scheme.group is not None and (start % group or (stop % group and stop != cols)):
+            raise IndexError(f"index: expected columns at multiples of the group, {group}, got {start}:{stop}")
+        cut = native.unpack_codes(np.ascontiguousarray(arrays["packed"]), self.bits, cols)[:, start:stop]
+        first, last = (start // group, max(-(-stop // group), start // group + 1)) if scheme.group else (0, 1)
+        per_group = {k: np.ascontiguousarray(a[:, first:last]) for k, a in arrays.items() if k != "packed"}
+        return {"packed": native.pack_codes(np.ascontiguousarray(cut), self.bits)} | per_group
 
     def kernel(self, batch: int, activations: str) -> str | None:
         if self.bits not in KERNEL_BITS:
@@ -148,6 +163,10 @@ class Integer(Codec):
     def unprepack(self, arrays: Arrays, rows: int) -> Arrays:
         packed = native.unprepack_dense(arrays["packed"], rows)
         return {"packed": packed} | {name: _from_panels(arrays[name], rows) for name in arrays if name != "packed"}
+
+    def prepacked_rows(self, arrays: Arrays, ids: NDArray[np.int64]) -> Arrays:
+        panel, lane = np.divmod(ids, PANEL)
+        return {name: array[panel, :, lane].reshape(len(ids), -1) for name, array in arrays.items()}
 
 
 def _to_panels(array: Array) -> Array:

@@ -1,0 +1,11 @@
+"""Layouts: where the stored values are. One file a layout; the imports below register them."""
+
+from __future__ import annotations
+
+from pumice import values as _values  # noqa: F401 - codecs first: layouts name them
+from pumice.layouts.base import LAYOUTS, CompactArray, Transposed, from_parts, register
+from pumice.layouts.bsr import BSRArray
+from pumice.layouts.csr import CSRArray
+from pumice.layouts.dense import DenseArray
+
+__all__ = ["LAYOUTS", "BSRArray", "CSRArray", "CompactArray", "DenseArray", "Transposed", "from_parts", "register"]
