@@ -1,1 +1,50 @@
-"""pumice."""
+"""pumice: pruned and quantized weights at their true size, multiplied on CPU from plain NumPy.
+
+>>> import numpy as np, pumice as pm
+>>> w = np.sin(np.arange(64 * 256.0)).reshape(64, 256)
+>>> c = pm.compress(w, "int4-g128")
+>>> c.nbytes, w.astype("float32").nbytes
+(8464, 65536)
+>>> (np.ones(256) @ c.T).shape
+(64,)
+"""
+
+from __future__ import annotations
+
+from pumice._core.native import get_num_threads, set_num_threads
+from pumice.checkpoint import load, save, verify
+from pumice.errors import FormatError, NonFiniteError, PumiceError, SchemeError
+from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, from_parts
+from pumice.ops import compress, concatenate, explain, linear, quantize, show_config, sparsify
+from pumice.options import options
+from pumice.pruning import prune
+from pumice.scheme import Scheme
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BSRArray",
+    "CSRArray",
+    "CompactArray",
+    "DenseArray",
+    "FormatError",
+    "NonFiniteError",
+    "PumiceError",
+    "Scheme",
+    "SchemeError",
+    "compress",
+    "concatenate",
+    "explain",
+    "from_parts",
+    "get_num_threads",
+    "linear",
+    "load",
+    "options",
+    "prune",
+    "quantize",
+    "save",
+    "set_num_threads",
+    "show_config",
+    "sparsify",
+    "verify",
+]

@@ -14,6 +14,10 @@ class SchemeError(PumiceError):
     """A scheme that the grammar does not allow. The message prints the legal table."""
 
 
+class RecipeError(PumiceError):
+    """A recipe, or options that make one, that cannot be followed."""
+
+
 class NonFiniteError(PumiceError):
     """A weight holds a NaN or an infinity."""
 

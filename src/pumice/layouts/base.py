@@ -107,6 +107,11 @@ class CompactArray(ABC):
         return FILE_DTYPES[self.parts()[part].dtype.newbyteorder("=").str[1:]]
 
     @classmethod
+    def expected_nbytes(cls, scheme: Scheme, shape: tuple[int, ...]) -> int | None:
+        """`nbytes` of a weight of this shape, known before its values are; None where it depends on them."""
+        return None
+
+    @classmethod
     def chunk_rows(cls, scheme: Scheme) -> int:
         """Chunks of rows that are stored one after the other have a multiple of this many, but for the last."""
         return 32  # so that bit streams along the rows end on 32-bit words
@@ -279,7 +284,7 @@ class CompactArray(ABC):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.pop("out", (None,))[0]
         if ufunc is not np.matmul or method != "__call__" or kwargs or len(inputs) != 2:
-            return NotImplemented
+            raise TypeError(f"np.{ufunc.__name__}: expected ndarrays, got compact weights; only matmul takes them as they are")
         left, right = inputs
         y = right.__rmatmul__(left) if isinstance(right, CompactArray) else left.__matmul__(right)
         if out is None:

@@ -146,7 +146,7 @@ class CompressedArray(CompactArray):
         tiles = np.zeros((last - first, height, block_cols, width), np.float32)
         row = np.repeat(np.arange(last - first), np.diff(self._indptr[first : last + 1]))
         tiles[row, :, self._indices[begin:end]] = self._blocks[begin:end]
-        w = tiles.reshape((last - first) * height, -1)[start - first * height : stop - first * height, : self._cols]
+        w = tiles.reshape((last - first) * height, block_cols * width)[start - first * height : stop - first * height, : self._cols]
         if self._scales is not None:
             w = w * self._scales[start:stop, None]
         return np.ascontiguousarray(w)
@@ -162,7 +162,7 @@ class CompressedArray(CompactArray):
         w[row, self._indices[block]] = self._blocks[block, (flat % height)[row]]
         if self._scales is not None:
             w *= self._scales[flat, None, None]
-        return w.reshape(len(flat), -1)[:, : self._cols].reshape(*ids.shape, *self._shape[1:])
+        return w.reshape(len(flat), w.shape[1] * width)[:, : self._cols].reshape(*ids.shape, *self._shape[1:])
 
     def _slice(self, rows: slice, cols: slice) -> Self:
         height, width = self.blocksize

@@ -61,6 +61,10 @@ class DenseArray(CompactArray):
         return cls(scheme, shape, codec_of(scheme).from_parts(parts, scheme, shape))
 
     @classmethod
+    def expected_nbytes(cls, scheme: Scheme, shape: tuple[int, ...]) -> int | None:
+        return codec_of(scheme).nbytes(scheme, shape)
+
+    @classmethod
     def from_codes(
         cls,
         codes: Any,
@@ -241,11 +245,10 @@ def _whole(name: str, values: Any, bits: int) -> Array:
 
 
 def _per_group(name: str, array: Array, rows: int) -> Array:
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2 or array.shape[0] != rows or array.shape[1] == 0:
+    wide = array[:, None] if array.ndim == 1 else array
+    if wide.ndim != 2 or wide.shape[0] != rows or wide.shape[1] == 0:
         raise ValueError(f"{name}: expected shape ({rows},) or ({rows}, groups), got {array.shape}")
-    return array
+    return wide
 
 
 def _stored_group(cols: int, groups: int, group: int | None) -> tuple[int | None, int]:

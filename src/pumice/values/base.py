@@ -59,6 +59,12 @@ class Codec(ABC):
         """The arrays as they are written to a file."""
         return {name: array.reshape(shape) if name == "" else array for name, array in arrays.items()}
 
+    def nbytes(self, scheme: Scheme, shape: tuple[int, ...]) -> int:
+        """Bytes of the parts of a weight of this shape, where the first of several legal dtypes is used."""
+        form = self.form(scheme, *matrix_shape(shape))
+        sizes = (np.dtype(d[0] if isinstance(d, tuple) else d).itemsize * math.prod(s) for d, s in form.values())
+        return sum(sizes)
+
     def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Arrays:
         """The inverse of `to_parts`; raises FormatError for parts that do not fit."""
         rows, cols = matrix_shape(shape)

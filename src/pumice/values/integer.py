@@ -19,6 +19,7 @@ from pumice.values.base import F32, Array, Arrays, Codec, matrix_shape
 PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
 HALF_MIN, HALF_MAX = 2.0**-14, 65504.0  # the normal range of float16
+SCALE_DTYPES = (np.float16, np.float32)
 KERNEL_BITS = (4, 8)
 
 
@@ -64,7 +65,7 @@ class Integer(Codec):
         groups = max(1, -(-cols // self.group_of(scheme, cols)))
         form: dict[str, tuple[Any, tuple[int, ...]]] = {
             "packed": (np.uint8, (rows, row_bytes(cols, self.bits))),
-            "scale": ((np.float16, np.float32), (rows, groups)),
+            "scale": (SCALE_DTYPES if scheme.group else SCALE_DTYPES[::-1], (rows, groups)),
         }
         if "asym" in scheme.flags:
             form["zero_point"] = (np.uint8, (rows, groups))
@@ -105,6 +106,15 @@ class Integer(Codec):
             parts["zero_point"] = np.ascontiguousarray(zeros.view(np.int32).T)
         parts["shape"] = np.array(shape, np.int64)
         return parts
+
+    def nbytes(self, scheme: Scheme, shape: tuple[int, ...]) -> int:
+        rows, cols = matrix_shape(shape)
+        form = self.form(scheme, rows, cols)
+        size = super().nbytes(scheme, shape) + 8 * len(shape)
+        if "zero_point" in form:
+            groups = form["zero_point"][1][1]
+            size += row_bytes(rows, self.bits) * groups - rows * groups
+        return size
 
     def from_parts(self, parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Arrays:
         rows, cols = matrix_shape(shape)

@@ -1,0 +1,318 @@
+"""Convert a checkpoint: one loop over row chunks, memory near the largest chunk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
+from pumice.checkpoint.base import Reader, same_file
+from pumice.checkpoint.compressed_tensors import compressed_tensors_config
+from pumice.errors import NonFiniteError, PumiceError
+from pumice.layouts import LAYOUTS
+from pumice.ops import compress
+from pumice.recipe import Choice, Recipe
+from pumice.report import Report, TensorReport
+from pumice.scheme import Scheme
+
+CHUNK_BYTES = 32 << 20  # of float32 weights that are encoded at a time
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".gguf", ".msgpack", ".tflite", ".npz"}
+
+Progress = Callable[[str, int, int], None]
+"""Called with (name, bytes done, bytes in all) as a conversion goes on."""
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    scheme: str | Scheme | None = None,
+    *,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    tensors: Mapping[str, str] | None = None,
+    ignore: tuple[str, ...] | list[str] = (),
+    keep_embeddings: bool = False,
+    group_size_fallback: str | None = None,
+    dry_run: bool = False,
+    max_shard_size: int | None = None,
+    io: str = "mmap",
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a checkpoint to compact weights, a row chunk at a time.
+
+    Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte. The other files of a model
+    folder are copied along. The target appears whole or not at all.
+
+    Parameters
+    ----------
+    source : path
+        A weights file, or a folder that holds one or shards and their index.
+    target : path
+        A file that ends in ``.safetensors``, or a folder.
+    scheme : str, optional
+        Such as ``"int4-g128"``. Embeddings and output heads become per-row int8 under integer schemes.
+    recipe : Recipe or path, optional
+        Rules in TOML (docs/formats.md); the options here go before them.
+    tensors : mapping of regular expression to scheme, optional
+    ignore : sequence of regular expressions, optional
+    keep_embeddings, group_size_fallback
+        See `Recipe`.
+    dry_run : bool
+        Read headers only, write nothing.
+    max_shard_size : int, optional
+        Bytes of tensors in a file of a folder; 5 GB by default.
+    io : {"mmap", "read"}
+        How the source is read.
+    progress : callable, optional
+        Called with (name, bytes done, bytes in all).
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    FormatError, NonFiniteError
+        The source breaks a rule of its format, or holds NaN or infinity; nothing is written.
+    RecipeError, SchemeError
+        Rules that cannot be followed.
+    ValueError
+        Source and target are the same.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np, pumice as pm
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = pm.save(folder / "a.safetensors", {"fc.weight": np.eye(64, dtype="float32")})
+    >>> report = pm.convert(folder / "a.safetensors", folder / "b.safetensors", "int8")
+    >>> pm.load(folder / "b.safetensors")["fc.weight"]
+    <DenseArray int8 (64, 64) 4368 bytes, 8.53 bits per weight>
+    """
+    start = time.perf_counter()
+    source, target = Path(source), Path(target)
+    plan = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else Recipe.load(recipe)
+    plan = plan.with_options(
+        scheme, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings, group_size_fallback=group_size_fallback
+    )
+    if plan.scheme is None and not plan.rules:
+        raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
+    if same_file(source, target):
+        raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
+    with open_reader(source, io=io) as reader:
+        if any(same_file(target, file) for file in reader.files) or any(same_file(target, f.parent) for f in reader.files):
+            raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
+        infos = {name: reader.info(name) for name in reader.names()}
+        choices = plan.plan(infos)
+        if dry_run:
+            return Report(str(source), str(target), tuple(_forecast(n, i, choices[n]) for n, i in infos.items()))
+        side = _SideFiles.of(source, target)
+        tally = _Tally(sum(info.nbytes for info in infos.values()), progress)
+        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        with SafetensorsWriter(target, **shards) as writer:
+            reports, written = [], {}
+            for name, info in infos.items():
+                report, written[name] = _convert_one(reader, writer, name, info, choices[name], tally)
+                reports.append(report)
+            try:
+                side.stage(written, str(plan.scheme) if plan.scheme else "recipe")
+                writer.commit()
+                side.publish()
+            finally:
+                side.discard()
+    seconds = time.perf_counter() - start
+    return Report(str(source), str(target), tuple(reports), seconds, side.copied, side.skipped)
+
+
+@dataclass
+class _Tally:
+    """Bytes of the source that are done."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def add(self, name: str, nbytes: int) -> None:
+        self.done += nbytes
+        if self.progress is not None:
+            self.progress(name, self.done, self.total)
+
+
+class _WiderScales(Exception):
+    """A chunk needs float32 scales, and those before it were written as float16."""
+
+
+def _convert_one(
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally
+) -> tuple[TensorReport, TensorInfo]:
+    if choice.scheme is None or (info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
+        return _copy(reader, writer, name, info, choice, tally)
+    done = tally.done
+    for scale_dtype in (None, np.float32):
+        tally.done = done
+        try:
+            return _encode(reader, writer, name, info, choice, tally, scale_dtype)
+        except _WiderScales:
+            writer.drop()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{name}: {error}") from error
+    raise AssertionError("float32 scales never need wider ones")
+
+
+def _copy(
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally
+) -> tuple[TensorReport, TensorInfo]:
+    writer.begin(name, info)
+    if info.compact:
+        for part, block in reader.array(name).parts().items():
+            writer.write(part, block)
+    else:
+        writer.write("", reader.raw(name))
+    tally.add(name, info.nbytes)
+    return TensorReport(name, info.shape, info.dtype, info.nbytes, info.nbytes, why=choice.why), info
+
+
+def _encode(
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally, scale_dtype: Any
+) -> tuple[TensorReport, TensorInfo]:
+    scheme = choice.scheme
+    assert scheme is not None
+    stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
+    written: dict[str, int] = {}
+    noise = signal = 0.0
+    dtypes: dict[str, str] = {}
+    nbytes = 0
+    for start, stop, chunk in _chunks(reader, name, info, scheme, choice.in_axis):
+        array = compress(_finite(chunk, start, choice.in_axis), scheme, scale_dtype=scale_dtype)
+        found = {part: array.part_dtype(part) for part in array.parts()}
+        if not dtypes:
+            dtypes = found
+            target = TensorInfo(info.shape, str(scheme), parts=dtypes, in_axis=choice.in_axis)
+            writer.begin(name, target)
+        elif found != dtypes:
+            # Every chunk of one array has the same dtypes; float32 holds what float16 does.
+            raise _WiderScales if scale_dtype is None else AssertionError(found)
+        for part, block in array.blocks(written, stored).items():
+            writer.write(part, block)
+            written[part] = written.get(part, 0) + len(block)
+            nbytes += block.nbytes
+        flat = np.asarray(chunk, np.float32).reshape(-1)
+        off = flat - array.to_dense().reshape(-1)
+        noise += float(np.dot(off, off.astype(np.float64)))
+        signal += float(np.dot(flat, flat.astype(np.float64)))
+        tally.add(name, info.nbytes * (stop - start) // max(stored[0], 1))
+    error = math.sqrt(noise / signal) if signal else 0.0
+    writer.note(source=info.dtype, error=error)
+    report = TensorReport(name, info.shape, str(scheme), info.nbytes, nbytes, error, choice.why)
+    return report, TensorInfo(info.shape, str(scheme), nbytes, dtypes, choice.in_axis)
+
+
+def _chunks(reader: Reader, name: str, info: TensorInfo, scheme: Scheme, in_axis: int) -> Iterator[tuple[int, int, Any]]:
+    """(start, stop, rows) of the matrix as it will be stored."""
+    whole = None
+    shape = info.shape
+    if in_axis == 0:
+        if len(shape) != 2:
+            raise PumiceError(f"{name}: expected two dimensions for in_axis=0, got shape {shape}")
+        whole, shape = reader.rows(name, 0, shape[0]), shape[::-1]
+    unit = LAYOUTS[scheme.layout].chunk_rows(scheme)
+    step = max(1, CHUNK_BYTES // (4 * max(math.prod(shape[1:]), 1)) // unit) * unit
+    for start in range(0, max(shape[0], 1), step):
+        stop = min(start + step, shape[0])
+        yield start, stop, reader.rows(name, start, stop) if whole is None else whole[:, start:stop].T
+
+
+def _finite(chunk: Any, start: int, in_axis: int) -> Any:
+    """The chunk, or NonFiniteError with the index in the whole tensor."""
+    bad = np.flatnonzero(~np.isfinite(chunk))
+    if bad.size:
+        index = [int(i) for i in np.unravel_index(bad[0], chunk.shape)]
+        index[0] += start
+        value = chunk.reshape(-1)[bad[0]]
+        raise NonFiniteError(f"expected finite values, got {value} at index {tuple(index if in_axis else index[::-1])}")
+    return chunk
+
+
+def _forecast(name: str, info: TensorInfo, choice: Choice) -> TensorReport:
+    if choice.scheme is None:
+        return TensorReport(name, info.shape, info.dtype, info.nbytes, info.nbytes, why=choice.why)
+    stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
+    after = LAYOUTS[choice.scheme.layout].expected_nbytes(choice.scheme, stored)
+    return TensorReport(name, info.shape, str(choice.scheme), info.nbytes, after, why=choice.why)
+
+
+@dataclass
+class _SideFiles:
+    """The other files of a model folder: copied beside the target's names first, renamed after the weights."""
+
+    source: Path
+    target: Path
+    files: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    staged: dict[str, Path] | None = None
+
+    @classmethod
+    def of(cls, source: Path, target: Path) -> _SideFiles:
+        if not source.is_dir() or (target.suffix == ".safetensors" and not target.is_dir()):
+            return cls(source, target)
+        copied, skipped = [], []
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source)
+            hidden = any(part.startswith(".") for part in name.parts)
+            within = target.resolve() in (path.resolve(), *path.resolve().parents)
+            if hidden or within or not path.is_file():
+                continue
+            weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+            (skipped if weights else copied).append(str(name))
+        return cls(source, target, tuple(copied), tuple(n for n in skipped if not n.endswith(".safetensors")))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        return self.files
+
+    def stage(self, written: Mapping[str, TensorInfo], scheme: str) -> None:
+        self.staged = {}
+        for name in self.files:
+            place = self.target / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = place.with_name(f".{place.name}.{secrets.token_hex(6)}.tmp")
+            self.staged[name] = temporary
+            if name == "config.json":
+                temporary.write_bytes(_config((self.source / name).read_bytes(), written, scheme))
+            else:
+                shutil.copyfile(self.source / name, temporary)
+
+    def publish(self) -> None:
+        for name, temporary in (self.staged or {}).items():
+            os.replace(temporary, self.target / name)
+        self.staged = {}
+
+    def discard(self) -> None:
+        for temporary in (self.staged or {}).values():
+            temporary.unlink(missing_ok=True)
+
+
+def _config(text: bytes, written: Mapping[str, TensorInfo], scheme: str) -> bytes:
+    """config.json with what loaders need to know; one that is no JSON object is copied as it is."""
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(config, dict):
+        return text
+    config.pop("quantization_config", None)
+    quantization = compressed_tensors_config(written)
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    else:
+        config["pumice"] = {"scheme": scheme}
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

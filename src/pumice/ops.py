@@ -1,0 +1,339 @@
+"""The verbs: compress, linear, concatenate, explain. They know no layout by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pumice._core import native
+from pumice.members import map_weights
+from pumice.errors import NonFiniteError, SchemeError
+from pumice.layouts import LAYOUTS, CompactArray, Transposed
+from pumice.layouts.operands import as_bias, as_float32, check_out
+from pumice.options import ACTIVATIONS, check_choice, current
+from pumice.scheme import Scheme
+from pumice.values.base import F32, Array
+
+NONFINITE = ("raise", "zero")
+PANEL_WEIGHTS = 1 << 22  # weights of a sparse matrix that are dense at a time
+
+
+def compress(
+    w: Any,
+    scheme: str | Scheme,
+    *,
+    in_axis: int = 1,
+    nonfinite: str = "raise",
+    scale_dtype: Any = None,
+) -> Any:
+    """Store weights in a scheme: any array, any scheme.
+
+    Parameters
+    ----------
+    w : array_like (rows, cols), or a mapping or list of such
+        Real numbers; also a CompactArray or a SciPy sparse matrix. More dimensions are stored as (shape[0], rest). In a
+        mapping or list, 1-D, integer and bool members pass through as the same object.
+    scheme : str
+        Such as ``"int4-g128"``, ``"csr"``, ``"bsr-4x4+int8"``; docs/formats.md has them all.
+    in_axis : {1, 0}
+        The axis of the inputs. 1: (out_features, in_features), as checkpoints have it. 0: (in_features, out_features), as
+        Keras and GPT-2 have it; then ``x @ c`` is the fused product.
+    nonfinite : {"raise", "zero"}
+        What to do with NaN and infinity: raise NonFiniteError, or store 0.
+    scale_dtype : {float16, float32}, optional
+        Of integer scales; by default float16 with groups, float32 per row.
+
+    Returns
+    -------
+    CompactArray, or a dict or list of them
+
+    Raises
+    ------
+    SchemeError
+        The scheme is not legal; the message prints those that are.
+    NonFiniteError
+        A weight is NaN or infinite, or too large for the scheme; names the member and the index.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> w = np.sin(np.arange(512.0)).reshape(4, 128)
+    >>> pm.compress(w, "int4-g128")
+    <DenseArray int4-g128 (4, 128) 280 bytes, 4.38 bits per weight>
+    >>> pm.compress({"weight": w, "bias": np.zeros(4)}, "int8")["bias"]
+    array([0., 0., 0., 0.])
+    """
+    parsed = Scheme.parse(scheme)
+    check_choice("nonfinite", nonfinite, NONFINITE)
+    if in_axis not in (0, 1):
+        raise ValueError(f"in_axis: expected 0 or 1, got {in_axis!r}")
+
+    def one(name: str, w: Any) -> CompactArray:
+        return _compress(name, w, parsed, in_axis, nonfinite, scale_dtype)
+
+    return map_weights(w, one)
+
+
+def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
+    """`compress` for a dense scheme.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> pm.quantize(np.eye(2, 32), "int8").bits_per_weight
+    11.0
+    """
+    if not Scheme.parse(scheme).dense:
+        raise SchemeError(f"scheme: expected a dense one such as 'int4-g128', got {str(scheme)!r}")
+    return compress(w, scheme, **options)
+
+
+def sparsify(w: Any, scheme: str | Scheme, **options: Any) -> Any:
+    """`compress` for a sparse scheme: zeros are not stored.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> pm.sparsify(np.eye(4, 32), "csr").nnz
+    4
+    """
+    if Scheme.parse(scheme).dense:
+        raise SchemeError(f"scheme: expected a sparse one such as 'csr', got {str(scheme)!r}")
+    return compress(w, scheme, **options)
+
+
+def _compress(
+    name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, scale_dtype: Any
+) -> CompactArray:
+    if isinstance(w, Transposed):
+        return _compress(name, w.T, scheme, 1 - in_axis, nonfinite, scale_dtype).T
+    if isinstance(w, CompactArray):
+        if in_axis == 1 and w.scheme == str(scheme) and scale_dtype is None:
+            return w
+        w = w.to_dense()
+    if in_axis == 0:
+        if len(w.shape) != 2:
+            raise ValueError(f"{name}: expected two dimensions for in_axis=0, got shape {w.shape}")
+        return _compress(name, w.T, scheme, 1, nonfinite, scale_dtype).T
+    layout = LAYOUTS[scheme.layout]
+    if hasattr(w, "tocsr"):
+        return _compress_sparse(name, w.tocsr(), scheme, nonfinite, scale_dtype)
+    with np.errstate(over="ignore"):  # too large for float32 is reported below, with its index
+        array = as_float32(name, w)
+    if array.ndim < 2:
+        raise ValueError(f"{name}: expected at least two dimensions, got shape {array.shape}")
+    shape = array.shape
+    matrix = np.ascontiguousarray(array).reshape(shape[0], int(np.prod(shape[1:], dtype=np.int64)))
+    bad = native.first_nonfinite(matrix)
+    if bad >= 0:
+        if nonfinite == "raise":
+            index = tuple(int(i) for i in np.unravel_index(bad, shape))
+            raise NonFiniteError(f"{name}: expected finite values, got {matrix.flat[bad]} at index {index}")
+        matrix = np.where(np.isfinite(matrix), matrix, np.float32(0))
+    return layout.encode(matrix, scheme, shape, scale_dtype)
+
+
+def _compress_sparse(name: str, matrix: Any, scheme: Scheme, nonfinite: str, scale_dtype: Any) -> CompactArray:
+    """A SciPy matrix, made dense a row panel at a time."""
+    layout = LAYOUTS[scheme.layout]
+    unit = layout.chunk_rows(scheme)
+    rows, cols = matrix.shape
+    step = max(1, PANEL_WEIGHTS // max(cols, 1) // unit) * unit
+    panels = [
+        _compress(name, matrix[i : i + step].toarray(), scheme, 1, nonfinite, scale_dtype)
+        for i in range(0, max(rows, 1), step)
+    ]
+    return panels[0] if len(panels) == 1 else layout.stack(panels, matrix.shape)
+
+
+def linear(x: Any, w: Any, bias: Any = None, *, activations: str | None = None, out: Array | None = None) -> F32:
+    """``x @ w.T + bias``, fused for compact weights.
+
+    Parameters
+    ----------
+    x : array_like (..., cols)
+        Real numbers; computed in float32.
+    w : CompactArray or array_like (rows, cols)
+        Plain arrays go to NumPy, so that one forward serves every checkpoint.
+    bias : array_like (rows,), optional
+    activations : {"int16", "int8", "float32"}, optional
+        How x enters a product with integer weights; by default what `options` says.
+    out : float32 ndarray (..., rows), optional
+        Where y goes.
+
+    Returns
+    -------
+    y : float32 (..., rows)
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> w = pm.compress(np.eye(2, 32), "int8")
+    >>> pm.linear(np.ones((3, 32)), w, bias=[1, 2])
+    array([[2., 3.],
+           [2., 3.],
+           [2., 3.]], dtype=float32)
+    """
+    if activations is not None:
+        check_choice("activations", activations, ACTIVATIONS)
+    if isinstance(w, CompactArray):
+        return w.linear(x, bias, activations, out)
+    w, x = as_float32("w", w), as_float32("x", x)
+    if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"x: expected shape (..., cols) for w of shape {w.shape}, got {x.shape}")
+    vector = as_bias(bias, w.shape[0])
+    if out is not None:
+        check_out(out, (*x.shape[:-1], w.shape[0]))
+    y = np.matmul(x, w.T, out=out)
+    if vector is not None:
+        y += vector
+    return y
+
+
+def concatenate(arrays: Iterable[CompactArray]) -> CompactArray:
+    """One array of the rows of several, without decoding: query, key and value as one product.
+
+    Parameters
+    ----------
+    arrays : sequence of CompactArray
+        Of one scheme, with equal shapes but for the rows.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> w = pm.compress(np.eye(4, 32), "int8")
+    >>> pm.concatenate([w, w, w]).shape
+    (12, 32)
+    """
+    some = list(arrays)
+    if not some:
+        raise ValueError("arrays: expected at least one, got none")
+    for array in some:
+        if not isinstance(array, CompactArray):
+            raise TypeError(f"arrays: expected CompactArrays, got {type(array).__name__}")
+    first = some[0]
+    for array in some:
+        if type(array) is not type(first) or array.scheme != first.scheme or array.shape[1:] != first.shape[1:]:
+            raise ValueError(
+                f"arrays: expected {first.scheme} of shape (rows, {', '.join(map(str, first.shape[1:]))}), "
+                f"got {array.scheme} of shape {array.shape}"
+            )
+    return type(first).stack(some, (sum(array.shape[0] for array in some), *first.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a product is computed. `str` gives it as text.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel, or "decode + BLAS".
+    isa, threads
+        What it runs on.
+    bytes_moved : int
+        Bytes of weights that one product reads.
+    seconds : float
+        Measured: the median of a few products, weights as warm as they are then.
+    faster : tuple of str
+        What would be faster.
+    """
+
+    scheme: str
+    shape: tuple[int, ...]
+    batch: int
+    activations: str
+    kernel: str
+    isa: str
+    threads: int
+    bytes_moved: int
+    seconds: float
+    faster: tuple[str, ...]
+
+    def __str__(self) -> str:
+        speed = self.bytes_moved / self.seconds / 1e9
+        lines = [
+            f"{self.scheme} {self.shape}, batch {self.batch}, activations {self.activations}",
+            f"kernel   {self.kernel} ({self.isa}, {self.threads} threads)",
+            f"reads    {self.bytes_moved:,} bytes of weights; float32 would be {4 * int(np.prod(self.shape)):,}",
+            f"time     {self.seconds * 1e3:.3g} ms measured, {speed:.3g} GB/s of weights",
+        ]
+        return "\n".join(lines + [f"faster   {hint}" for hint in self.faster])
+
+
+def explain(w: CompactArray, batch: int = 1, activations: str | None = None) -> Explanation:
+    """How ``x @ w.T`` is computed here: kernel, ISA, bytes moved, measured time, what would be faster.
+
+    Parameters
+    ----------
+    w : CompactArray
+        A matrix.
+    batch : int
+        Rows of x.
+    activations : {"int16", "int8", "float32"}, optional
+        By default what `options` says.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> pm.explain(pm.compress(np.eye(64), "int8"), batch=4).kernel
+    'matmul_int'
+    """
+    if not isinstance(w, CompactArray):
+        raise TypeError(f"w: expected a CompactArray, got {type(w).__name__}")
+    if batch < 1:
+        raise ValueError(f"batch: expected at least 1, got {batch}")
+    activations = current().activations if activations is None else activations
+    check_choice("activations", activations, ACTIVATIONS)
+    x = np.ones((batch, w.shape[-1]), np.float32)
+    w.linear(x, None, activations)
+    runs = []
+    for _ in range(5):
+        start = time.perf_counter()
+        w.linear(x, None, activations)
+        runs.append(time.perf_counter() - start)
+    kernel = w.kernel(batch, activations)
+    return Explanation(
+        w.scheme, w.shape, batch, activations, kernel or "decode + BLAS", native.get_isa(), native.get_num_threads(),
+        w.nbytes, float(np.median(runs)), tuple(_hints(w, batch, activations)),
+    )  # fmt: skip
+
+
+def _hints(w: CompactArray, batch: int, activations: str) -> Iterable[str]:
+    kernel = w.kernel(batch, activations)
+    if isinstance(w, Transposed):
+        yield "the product with w.T is the fused one; compress(w, scheme, in_axis=0) stores w for this one"
+        return
+    for other in ACTIVATIONS:
+        if kernel is None and w.kernel(batch, other):
+            yield f"activations={other!r} has a kernel, {w.kernel(batch, other)}"
+    if kernel == "matmul_int" and activations == "int16" and batch > 8:
+        yield "activations='int8' needs half the arithmetic, at a relative error of about 6e-3"
+    if w.bits_per_weight > 8.5:
+        share = 4.25 / w.bits_per_weight
+        yield f"int4-g128 would read {share:.0%} of these bytes"
+
+
+def show_config() -> dict[str, Any]:
+    """Version, ISA, threads and build, as a dict.
+
+    Examples
+    --------
+    >>> import pumice as pm
+    >>> sorted(pm.show_config())
+    ['compiler', 'isa', 'isas', 'numpy', 'threads', 'version']
+    """
+    from pumice import __version__
+
+    return {
+        "version": __version__,
+        "numpy": np.__version__,
+        "isa": native.get_isa(),
+        "isas": list(native.isas()),
+        "threads": native.get_num_threads(),
+        **native.build_info(),
+    }

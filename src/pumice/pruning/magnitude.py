@@ -1,0 +1,13 @@
+"""Magnitude pruning: small weights matter least (Han et al. 2015, arXiv:1506.02626)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pumice.pruning.base import Weights, register
+
+
+@register("magnitude")
+def magnitude(w: Weights) -> Weights:
+    """The score of a weight is its absolute value."""
+    return np.abs(w)

@@ -1,0 +1,111 @@
+"""What a conversion did, or a checkpoint holds: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor.
+
+    Attributes
+    ----------
+    scheme : str
+        The scheme now; the dtype for a tensor that is as it was.
+    nbytes_before, nbytes_after : int or None
+        Stored bytes; None where a dry run cannot know them.
+    error : float or None
+        ``||w - w'|| / ||w||`` (Frobenius) of a compressed tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str
+    nbytes_before: int
+    nbytes_after: int | None
+    error: float | None = None
+    why: str = ""
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        size = math.prod(self.shape)
+        return 8 * self.nbytes_after / size if self.nbytes_after is not None and size else None
+
+    @property
+    def snr(self) -> float | None:
+        """Signal to noise in dB, ``-20 log10(error)``; None for an exact tensor."""
+        return -20 * math.log10(self.error) if self.error else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All tensors of a conversion, and its totals."""
+
+    source: str
+    target: str
+    tensors: tuple[TensorReport, ...]
+    seconds: float = 0.0
+    copied: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def nbytes_before(self) -> int:
+        return sum(t.nbytes_before for t in self.tensors)
+
+    @property
+    def nbytes_after(self) -> int | None:
+        sizes = [t.nbytes_after for t in self.tensors if t.nbytes_after is not None]
+        return sum(sizes) if len(sizes) == len(self.tensors) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: what `pumice convert --json` prints."""
+        table = asdict(self)
+        for entry, tensor in zip(table["tensors"], self.tensors, strict=True):
+            entry |= {"bits_per_weight": tensor.bits_per_weight, "snr": tensor.snr}
+        return table | {"nbytes_before": self.nbytes_before, "nbytes_after": self.nbytes_after}
+
+    def __str__(self) -> str:
+        rows = [_cells(tensor) for tensor in self.tensors]
+        before, after = self.nbytes_before, self.nbytes_after
+        size = sum(math.prod(t.shape) for t in self.tensors)
+        bits = "" if after is None or not size else f"{8 * after / size:.2f}"
+        rows.append(("total", "", "", f"{before:,}", "?" if after is None else f"{after:,}", bits, "", ""))
+        return table_of(HEADINGS, rows)
+
+
+HEADINGS = ("tensor", "shape", "scheme", "bytes before", "bytes after", "bits/weight", "error", "SNR dB")
+
+
+def _cells(t: TensorReport) -> tuple[str, ...]:
+    bits, snr = t.bits_per_weight, t.snr
+    return (
+        t.name,
+        "x".join(map(str, t.shape)),
+        t.scheme,
+        f"{t.nbytes_before:,}",
+        "?" if t.nbytes_after is None else f"{t.nbytes_after:,}",
+        "" if bits is None else f"{bits:.2f}",
+        "" if t.error is None else f"{t.error:.4g}",
+        "" if snr is None else f"{snr:.1f}",
+    )
+
+
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 3) -> str:
+    """A plain text table; the first `left` columns are flush left, the rest flush right.
+
+    Examples
+    --------
+    >>> print(table_of(["name", "bytes"], [["fc", "12"]], left=1))
+    name  bytes
+    fc       12
+    """
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    lines = []
+    for row in (headings, *rows):
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

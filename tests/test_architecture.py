@@ -1,0 +1,104 @@
+"""The house: imports go one way, production never needs the reference, and names are used once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pumice
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "pumice"
+
+# Each entry may import itself and what stands before it; sets stand side by side and do not know each other.
+LAYERS: list[set[str]] = [
+    {"errors", "_core"},
+    {"options", "scheme"},
+    {"values"},
+    {"layouts"},
+    {"members"},
+    {"ops"},
+    {"quantization", "pruning", "distillation"},
+    {"checkpoint"},
+    {"report"},
+    {"recipe"},
+    {"conversion"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def files() -> list[Path]:
+    found = sorted(SOURCE.rglob("*.py"))
+    assert len(found) > 20
+    return found
+
+
+def unit(path: Path) -> str:
+    """The part of the house that a file belongs to."""
+    top = path.relative_to(SOURCE).parts[0]
+    return top.removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Parts of the house that a file imports, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the layer"
+            module = node.module or ""
+            names = [f"pumice.{a.name}" for a in node.names] if module == "pumice" else [module]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "pumice" and name != "pumice.__version__":
+                yield name.split(".")[1] if "." in name else "__init__"
+
+
+def test_every_file_belongs_to_a_layer() -> None:
+    known = RANK.keys() | {"__init__", "reference"}
+    assert {unit(path) for path in files()} <= known
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    here = unit(path)
+    for there in imported(path):
+        if here == "__init__":
+            assert there != "reference"
+        elif here == "reference":
+            assert there in {"errors", "scheme", "reference"}, f"{path} imports {there}"
+        else:
+            assert there in RANK, f"{path} imports pumice.{there}, which is in no layer"
+            assert here == there or RANK[there] < RANK[here], f"{path} ({here}) imports {there}"
+
+
+def test_functions_and_packages_never_share_a_name() -> None:
+    for name in pumice.__all__:
+        value = getattr(pumice, name)
+        assert not (callable(value) and (SOURCE / name).is_dir()), name
+
+
+def test_everything_public_is_there_and_documented() -> None:
+    for name in pumice.__all__:
+        assert (getattr(pumice, name).__doc__ or "").strip(), name
+
+
+def test_importing_pumice_needs_numpy_and_nothing_else() -> None:
+    code = (
+        "import sys; import numpy; before = set(sys.modules); import pumice;"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before};"
+        "print(' '.join(sorted(new - set(sys.stdlib_module_names))))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(found) <= {"pumice", "cython_runtime"} | {m for m in found if m.startswith("_cython")}
+
+
+def test_the_reference_is_never_imported_by_production() -> None:
+    code = "import sys, pumice, pumice.cli; print([m for m in sys.modules if 'reference' in m and 'pumice' in m])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

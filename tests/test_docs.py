@@ -1,0 +1,47 @@
+"""Every example in a docstring and in the documentation runs and prints what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pumice
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+MODULES = ["pumice", *(m.name for m in pkgutil.walk_packages(pumice.__path__, "pumice.") if not m.name.endswith("__main__"))]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=FLAGS)
+    assert result.failed == 0
+
+
+def test_enough_of_the_modules_have_examples() -> None:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    modules = [importlib.import_module(name) for name in MODULES]
+    count = sum(bool(test.examples) for module in modules for test in finder.find(module))
+    assert count >= 25
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_pages_say_what_is_so(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # examples may write files
+    assert doctest.testfile(str(page), module_relative=False, optionflags=FLAGS).failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(pumice.__all__)))
+def test_public_functions_and_classes_have_an_example(name: str) -> None:
+    value = getattr(pumice, name)
+    if isinstance(value, type) and issubclass(value, Exception):
+        return
+    documented = doctest.DocTestFinder().find(value, name) if hasattr(value, "__module__") else []
+    native = getattr(value, "__module__", "").startswith("pumice._core") or type(value).__name__.startswith("cython")
+    abstract = value is pumice.CompactArray
+    assert native or abstract or any(test.examples for test in documented), f"{name} has no example"
