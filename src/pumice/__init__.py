@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from pumice._core.native import get_num_threads, set_num_threads
 from pumice.checkpoint import load, save, verify
-from pumice.errors import FormatError, NonFiniteError, PumiceError, SchemeError
+from pumice.conversion import convert
+from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, from_parts
 from pumice.ops import compress, concatenate, explain, linear, quantize, show_config, sparsify
 from pumice.options import options
 from pumice.pruning import prune
+from pumice.recipe import Recipe
 from pumice.scheme import Scheme
 
 __version__ = "0.1.0"
@@ -30,10 +32,13 @@ __all__ = [
     "FormatError",
     "NonFiniteError",
     "PumiceError",
+    "Recipe",
+    "RecipeError",
     "Scheme",
     "SchemeError",
     "compress",
     "concatenate",
+    "convert",
     "explain",
     "from_parts",
     "get_num_threads",

@@ -151,6 +151,10 @@ class Writer(ABC):
         """Record facts on the current array in the manifest, such as ``source="F32"`` or ``error=0.01``."""
 
     @abstractmethod
+    def drop(self) -> None:
+        """Forget the current array, as if `begin` had not been called."""
+
+    @abstractmethod
     def commit(self) -> tuple[Path, ...]:
         """Make everything visible at once and durable; the files written, the index (if any) last."""
 

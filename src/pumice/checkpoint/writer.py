@@ -185,6 +185,11 @@ class SafetensorsWriter(Writer):
         json.dumps(fields, allow_nan=False)  # raises here, not at commit
         array.notes.update(fields)
 
+    def drop(self) -> None:
+        array = self._open_array()
+        self._taken -= {array.name, *(tensor.name for tensor in array.tensors.values())}
+        self._current = None  # what the spool has of it is never copied
+
     def commit(self) -> tuple[Path, ...]:
         if self._done:
             raise ValueError("commit: expected a writer that is open, got one that has ended")
