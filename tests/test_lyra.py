@@ -26,10 +26,9 @@ def x() -> np.ndarray:
 
 @pytest.mark.parametrize("scheme", ["csr", "bsr-4x4"])
 def test_float32_is_exact_and_negative_zeros_are_holes(w: np.ndarray, scheme: str) -> None:
-    compact = pm.compress(w, scheme)
-    assert np.signbit(w[w == 0]).any()
+    compact = pm.compress(np.where(w == 0, np.float32(-0.0), w), scheme)  # as the other layers of the network have them
     np.testing.assert_array_equal(compact.to_dense(), w)
-    assert not np.signbit(compact.to_dense()[w == 0]).any() or scheme != "csr"
+    assert compact.nbytes == pm.compress(w, scheme).nbytes
 
 
 @pytest.mark.parametrize("scheme", ["csr", "bsr-4x4", "csr+int8", "bsr-4x4+int8"])

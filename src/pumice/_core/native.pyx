@@ -30,10 +30,12 @@ def set_isa(str name not None):
 
 
 def get_num_threads():
+    """Threads that a product uses at most: all that the process may run on, or PUMICE_NUM_THREADS."""
     return cpp.get_num_threads()
 
 
 def set_num_threads(int n):
+    """Set the threads that a product uses at most, for the whole process. ValueError below 1."""
     if n < 1:
         raise ValueError(f"n: expected at least 1 thread, got {n}")
     cpp.set_num_threads(n)

@@ -1,0 +1,130 @@
+"""The cases: every scheme that the grammar allows, weights that are hard on an encoder, x that is hard on a kernel."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from pumice import reference
+from pumice.errors import NonFiniteError
+from pumice.layouts import LAYOUTS
+from pumice.scheme import Scheme
+from pumice.values import CODECS
+
+GROUPS = (None, 16, 32, 128)
+NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (3, 5), (16, 1)]}
+
+# Around a panel (16 rows), a vector (8 and 16 lanes), a word of nibbles (8), a block of x (128) and a group.
+SHAPES = [
+    (17, 1), (1, 3), (15, 15), (16, 16), (33, 17), (1, 31), (17, 32), (33, 33), (16, 127), (17, 128), (15, 129),
+    (1, 128), (1, 300), (33, 300),
+]  # fmt: skip
+ENCODED_SHAPES = [(1, 1), (3, 16), (17, 33), (33, 129), (16, 300)]
+KINDS = ("normal", "sparse", "edges", "wide")
+BATCHES = (*range(14), 64)
+
+
+def schemes() -> list[str]:
+    """Every layout with each of its values, every codec with each of its options."""
+    found = []
+    for layout in LAYOUTS.values():
+        grammar = layout.grammar
+        for numbers in NUMBERS[grammar.numbers]:
+            chosen = CODECS if grammar.values is None else grammar.values
+            for name in chosen:
+                free = grammar.values is None
+                groups = GROUPS if free and CODECS[name].group else (None,)
+                flags = subsets(CODECS[name].flags) if free else [()]
+                found += [str(Scheme(grammar.name, numbers, name, group, some)) for group in groups for some in flags]
+    assert len(found) == len(set(found)) >= len(LAYOUTS) + len(CODECS)
+    return found
+
+
+def subsets(flags: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [some for size in range(len(flags) + 1) for some in combinations(flags, size)]
+
+
+def seed(*parts: Any) -> np.random.Generator:
+    return np.random.default_rng(list(repr(parts).encode()))
+
+
+@lru_cache(maxsize=None)
+def weights(kind: str, rows: int, cols: int) -> np.ndarray:
+    """A read-only float32 matrix.
+
+    `edges`: ties of +a and -a, all-zero rows and groups, -0.0, tiny groups, float16's limits. `wide`: the whole float32
+    range, which float16 and bfloat16 cannot hold.
+    """
+    rng = seed(kind, rows, cols)
+    w = rng.standard_normal((rows, cols)).astype(np.float32)
+    if kind == "sparse":
+        w[rng.random((rows, cols)) < 0.9] = 0
+    if kind == "edges":
+        w = np.rint(w * 4) / np.float32(4)  # ties everywhere
+        w[rng.random((rows, cols)) < 0.2] = -0.0
+        w[1::5] = 0
+        w[2::5] *= -0.0
+        w[3::5] *= np.float32(2.0**-13)
+        w[:, 16:32] = np.abs(w[:, 16:32])
+        w[:, 32:48] = -np.abs(w[:, 32:48])
+        w[4::5, :16] = 0
+        w[0, 0], w[0, -1] = 60000.0, -60000.0
+        w[-1, 0], w[-1, -1] = -60000.0, 60000.0
+    if kind == "wide":
+        w *= np.exp2(rng.integers(-148, 126, (rows, 1))).astype(np.float32)
+        w[0, 0] = np.finfo(np.float32).max
+        w[rows // 2] = 1e-45
+    w.setflags(write=False)
+    return w
+
+
+@lru_cache(maxsize=None)
+def activations(cols: int) -> np.ndarray:
+    """64 rows of x: plain ones, and every kind that could go wrong."""
+    x = seed("x", cols).standard_normal((64, cols)).astype(np.float32)
+    x[1] *= np.float32(1e30)
+    x[2] *= np.float32(1e-40)  # subnormal: below the smallest block that counts
+    x[3] = -0.0
+    x[4, cols // 2] = np.nan
+    x[5, -1] = np.inf
+    x[6, ::2] *= np.float32(1e30)
+    x[7] = np.rint(x[7] * 8) + np.float32(0.5)  # halves: rint must go to even
+    x[7, 0] = 127.0
+    x[8] = np.sign(x[8]) * np.float32(2.0**-100)  # exactly the smallest block that counts
+    x[9, : cols // 2] = 0
+    x[10] = np.finfo(np.float32).max
+    x[12] = -np.inf
+    x.setflags(write=False)
+    return x
+
+
+def finite_activations(cols: int) -> np.ndarray:
+    """Rows of x for bounds: finite, with zeros and subnormals."""
+    x = seed("finite", cols).standard_normal((64, cols)).astype(np.float32)
+    x[1] *= np.float32(1e-40)
+    x[2] = -0.0
+    x[3] *= np.float32(1e12)
+    return x
+
+
+def bias_of(rows: int) -> np.ndarray:
+    return seed("bias", rows).standard_normal(rows).astype(np.float32)
+
+
+@lru_cache(maxsize=None)
+def expected_parts(scheme: str, kind: str, rows: int, cols: int) -> dict[str, np.ndarray] | None:
+    """What the reference encodes; None where it refuses the weights."""
+    try:
+        return reference.encode(weights(kind, rows, cols).copy(), Scheme.parse(scheme))
+    except NonFiniteError:
+        return None
+
+
+@lru_cache(maxsize=None)
+def expected_product(scheme: str, rows: int, cols: int, mode: str) -> np.ndarray:
+    """The reference's product with all 64 rows of x; a smaller batch is some of its rows."""
+    parts = expected_parts(scheme, "edges", rows, cols)
+    assert parts is not None
+    return reference.linear(activations(cols), parts, Scheme.parse(scheme), (rows, cols), bias_of(rows), mode)

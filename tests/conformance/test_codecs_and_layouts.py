@@ -1,0 +1,186 @@
+"""What every scheme promises about storing weights."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from pumice import reference
+from pumice.errors import NonFiniteError
+from pumice.layouts import LAYOUTS, CompactArray, from_parts
+from pumice.scheme import Scheme
+
+from .cases import ENCODED_SHAPES, KINDS, expected_parts, schemes, weights
+from .tolerances import assert_same_bits, assert_same_parts
+
+every_scheme = pytest.mark.parametrize("scheme", schemes())
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+ROWS, COLS = 64, 300  # of the laws about cutting: two chunks of rows, a ragged last group
+
+
+def encode(scheme: str, kind: str, rows: int, cols: int) -> CompactArray:
+    parsed = Scheme.parse(scheme)
+    return LAYOUTS[parsed.layout].encode(weights(kind, rows, cols), parsed, (rows, cols))
+
+
+def column_step(scheme: Scheme) -> int:
+    """Columns may be cut at multiples of this."""
+    return scheme.group or (scheme.numbers[-1] if scheme.numbers else 1)
+
+
+@every_scheme
+def test_the_text_of_a_scheme_is_the_scheme(scheme: str) -> None:
+    assert str(Scheme.parse(scheme)) == scheme
+    assert Scheme.parse(str(Scheme.parse(scheme))) == Scheme.parse(scheme)
+
+
+@every_kind
+@every_scheme
+def test_encoding_and_decoding_are_those_of_the_reference(scheme: str, kind: str) -> None:
+    parsed = Scheme.parse(scheme)
+    for rows, cols in ENCODED_SHAPES:
+        want = expected_parts(scheme, kind, rows, cols)
+        if want is None:
+            with pytest.raises(NonFiniteError, match="^w: expected"):
+                encode(scheme, kind, rows, cols)
+            continue
+        array = encode(scheme, kind, rows, cols)
+        assert_same_parts(array.parts(), want, (rows, cols))
+        decoded = reference.decode(want, parsed, (rows, cols))
+        np.testing.assert_array_equal(array.to_dense(), decoded, strict=True)
+
+
+@every_scheme
+def test_parts_make_the_same_array_again(scheme: str) -> None:
+    for rows, cols in ENCODED_SHAPES:
+        array = encode(scheme, "sparse", rows, cols)
+        again = from_parts(scheme, array.shape, array.parts())
+        assert type(again) is type(array)
+        assert (again.scheme, again.shape) == (scheme, (rows, cols))
+        assert_same_parts(again.parts(), array.parts())
+        np.testing.assert_array_equal(again.to_dense(), array.to_dense(), strict=True)
+
+
+@every_scheme
+def test_a_pickled_array_comes_back_the_same(scheme: str) -> None:
+    array = encode(scheme, "sparse", 17, 33)
+    again = pickle.loads(pickle.dumps(array, protocol=5))
+    assert (type(again), again.scheme, again.shape) == (type(array), scheme, array.shape)
+    assert_same_parts(again.parts(), array.parts())
+
+
+@every_scheme
+def test_the_bytes_are_the_sum_of_the_parts_and_what_the_formula_says(scheme: str) -> None:
+    for kind in ("normal", "sparse"):
+        array = encode(scheme, kind, 33, 129)
+        assert array.nbytes == sum(part.nbytes for part in array.parts().values())
+        assert array.bits_per_weight == 8 * array.nbytes / (33 * 129)
+        formula = type(array).expected_nbytes(Scheme.parse(scheme), (33, 129))
+        assert formula in (None, array.nbytes)
+        assert formula is not None or not Scheme.parse(scheme).dense
+
+
+@every_scheme
+def test_take_gives_decoded_rows_in_any_order(scheme: str) -> None:
+    array = encode(scheme, "sparse", 33, 129)
+    ids = np.array([[32, 0, 7], [7, 16, 15]])
+    np.testing.assert_array_equal(array.take(ids), array.to_dense()[ids], strict=True)
+    np.testing.assert_array_equal(array.take(np.zeros(0, np.int64)), array.to_dense()[:0], strict=True)
+    np.testing.assert_array_equal(array[5], array.to_dense()[5], strict=True)
+    array.prepack()
+    np.testing.assert_array_equal(array.take(ids), array.to_dense()[ids], strict=True)
+
+
+@every_scheme
+def test_slices_of_rows_and_of_whole_groups_are_slices_of_the_weights(scheme: str) -> None:
+    array, parsed = encode(scheme, "sparse", ROWS, COLS), Scheme.parse(scheme)
+    w = array.to_dense()
+    height, width = (parsed.numbers or (1,))[0], column_step(parsed)
+    for step in {height, 16 // np.gcd(16, height) * height}:
+        for rows in (slice(0, step), slice(step, 2 * step), slice(step, None), slice(0, 0)):
+            np.testing.assert_array_equal(array[rows].to_dense(), w[rows], strict=True)
+    for cols in (slice(0, width), slice(width, 2 * width), slice(width, None)):
+        cut = array[:, cols]
+        np.testing.assert_array_equal(cut.to_dense(), w[:, cols], strict=True)
+        assert_same_parts(from_parts(cut.scheme, cut.shape, cut.parts()).parts(), cut.parts())
+
+
+@every_scheme
+def test_slices_of_the_prepacked_form_are_those_of_the_canonical_one(scheme: str) -> None:
+    array, height = encode(scheme, "normal", ROWS, COLS), (Scheme.parse(scheme).numbers or (1,))[0]
+    plain = array[3 * height : 5 * height].parts()
+    array.prepack()
+    assert_same_parts(array[3 * height : 5 * height].parts(), plain)
+
+
+@every_scheme
+def test_cutting_through_a_group_or_a_block_is_refused(scheme: str) -> None:
+    array, parsed = encode(scheme, "normal", ROWS, COLS), Scheme.parse(scheme)
+    if column_step(parsed) > 1:
+        with pytest.raises(IndexError, match="^index: expected columns at multiples of"):
+            array[:, 1:]
+    if parsed.numbers and parsed.numbers[0] > 1:
+        with pytest.raises(IndexError, match="^index: expected rows at multiples of"):
+            array[1:]
+
+
+@every_scheme
+def test_stacked_slices_are_the_whole(scheme: str) -> None:
+    array = encode(scheme, "sparse", ROWS, COLS)
+    cut = 2 * (Scheme.parse(scheme).numbers or (1,))[0]
+    again = type(array).stack([array[:cut], array[cut:]], array.shape)
+    assert_same_parts(again.parts(), array.parts())
+
+
+@every_scheme
+def test_blocks_of_row_chunks_add_up_to_the_parts_of_the_whole(scheme: str) -> None:
+    parsed = Scheme.parse(scheme)
+    layout = LAYOUTS[parsed.layout]
+    step = layout.chunk_rows(parsed)
+    rows = 2 * step + 5
+    w = weights("sparse", rows, COLS)
+    written: dict[str, list[np.ndarray]] = {}
+    for start in range(0, rows, step):
+        chunk = layout.encode(w[start : start + step], parsed, (min(step, rows - start), COLS))
+        counts = {name: sum(map(len, blocks)) for name, blocks in written.items()}
+        for name, block in chunk.blocks(counts, (rows, COLS)).items():
+            written.setdefault(name, []).append(block)
+    whole = layout.encode(w, parsed, (rows, COLS))
+    assert_same_parts({name: np.concatenate(blocks) for name, blocks in written.items()}, whole.parts())
+
+
+@every_scheme
+def test_prepacking_changes_nothing_that_can_be_seen(scheme: str) -> None:
+    for rows, cols in ENCODED_SHAPES:
+        array = encode(scheme, "normal", rows, cols)
+        parts, w = array.parts(), array.to_dense()
+        array.prepack()
+        assert_same_parts(array.parts(), parts)
+        np.testing.assert_array_equal(array.to_dense(), w, strict=True)
+        assert array.nbytes == sum(part.nbytes for part in parts.values())
+        array.keep_canonical()
+        assert_same_parts(array.parts(), parts)
+
+
+@every_scheme
+def test_weights_of_more_dimensions_keep_their_shape(scheme: str) -> None:
+    w = weights("normal", 16, 300)
+    parsed = Scheme.parse(scheme)
+    array = LAYOUTS[parsed.layout].encode(w, parsed, (16, 10, 30))
+    flat = LAYOUTS[parsed.layout].encode(w, parsed, (16, 300))
+    np.testing.assert_array_equal(array.to_dense(), flat.to_dense().reshape(16, 10, 30), strict=True)
+    assert_same_parts(array.parts(), reference.encode(w.reshape(16, 10, 30).copy(), parsed))
+    assert_same_parts(from_parts(scheme, (16, 10, 30), array.parts()).parts(), array.parts())
+
+
+@every_scheme
+def test_empty_weights_are_legal(scheme: str) -> None:
+    for rows, cols in ((0, 32), (3, 0)):
+        parsed = Scheme.parse(scheme)
+        array = LAYOUTS[parsed.layout].encode(np.zeros((rows, cols), np.float32), parsed, (rows, cols))
+        assert_same_parts(array.parts(), reference.encode(np.zeros((rows, cols), np.float32), parsed), (rows, cols))
+        assert array.to_dense().shape == (rows, cols)
+        y = array.linear(np.ones((2, cols), np.float32), np.arange(rows))
+        np.testing.assert_array_equal(y, np.tile(np.arange(rows, dtype=np.float32), (2, 1)))

@@ -1,0 +1,26 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pumice._core import native
+
+
+@pytest.fixture(params=native.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each ISA of this machine in turn; products inside the test run on it."""
+    before = native.get_isa()
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa(before)
+
+
+@pytest.fixture(params=[1, 2], ids=lambda n: f"{n}-threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One thread, then two."""
+    before = native.get_num_threads()
+    native.set_num_threads(request.param)
+    yield request.param
+    native.set_num_threads(before)

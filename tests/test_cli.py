@@ -1,0 +1,148 @@
+"""The command line: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pumice as pm
+import pytest
+from pumice.cli import main
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    pm.save(folder, {"fc.weight": w, "fc.bias": np.ones(64, np.float32), "embed.weight": w})
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pumice", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_convert_inspect_and_verify_do_their_job(model: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    done = run("convert", model, small, "--scheme", "int4-g32")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["tensor", "shape", "scheme", "bytes", "before", "bytes", "after", "bits/weight", "error", "SNR", "dB"]
+    table = {line.split()[0]: line.split() for line in lines[1:]}
+    assert table["fc.weight"][1:5] == ["64x64", "int4-g32", "16,384", "2,320"]
+    assert table["embed.weight"][2] == "int8"
+    assert float(table["fc.weight"][6]) == pytest.approx(0.09, abs=0.02)
+    assert "written in" in done.stderr
+    assert "%" not in done.stderr  # no progress where stderr is no terminal
+    inspected = run("inspect", small)
+    assert inspected.returncode == 0
+    assert "int4-g32" in inspected.stdout
+    verified = run("verify", small)
+    assert verified.returncode == 0
+    assert "good: 7 tensors match" in verified.stdout
+
+
+def test_json_is_one_object(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "int8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["nbytes_after"] < report["nbytes_before"]
+    fc = next(t for t in report["tensors"] if t["name"] == "fc.weight")
+    assert fc["scheme"] == "int8"
+    assert fc["snr"] == pytest.approx(-20 * np.log10(fc["error"]))
+    assert main(["inspect", str(tmp_path / "s"), "--json"]) == 0
+    tensors = json.loads(capsys.readouterr().out)["tensors"]
+    assert next(t for t in tensors if t["name"] == "fc.weight")["error"] == fc["error"]
+    assert main(["verify", str(tmp_path / "s"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_a_dry_run_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "csr", "--dry-run"]) == 0
+    assert "?" in capsys.readouterr().out
+    assert not (tmp_path / "s").exists()
+
+
+def test_options_reach_the_recipe(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('scheme = "int8"\n[[rule]]\nmatch = "embed"\nscheme = "int4"\n')
+    target = tmp_path / "s.safetensors"
+    assert main(["convert", str(model), str(target), "--recipe", str(recipe), "--tensor", "^fc=int4-g16", "--ignore", "embed"]) == 0
+    capsys.readouterr()
+    loaded = pm.load(target)
+    assert loaded["fc.weight"].scheme == "int4-g16"
+    assert isinstance(loaded["embed.weight"], np.ndarray)
+    assert main(["convert", str(model), str(target), "--scheme", "int8", "--keep-embeddings"]) == 0
+    assert isinstance(pm.load(target)["embed.weight"], np.ndarray)
+    assert main(["convert", str(model), str(target), "--scheme", "int4-g128", "--group-size-fallback", "error"]) == 2
+
+
+def test_exit_codes_say_what_went_wrong(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = str(tmp_path / "s")
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"\xff" * 100)
+    nan = tmp_path / "nan.safetensors"
+    pm.save(nan, {"fc.weight": np.full((2, 2), np.nan, np.float32)})
+    cases = [
+        (["convert", str(model), target, "--scheme", "int99"], 2, "legal scheme"),
+        (["convert", str(model), target], 2, "--scheme: expected it"),
+        (["convert", str(model), target, "--scheme", "int8", "--ignore", "nothing"], 2, "--ignore: expected a pattern"),
+        (["convert", str(bad), target, "--scheme", "int8"], 65, "bad.safetensors"),
+        (["convert", str(nan), target, "--scheme", "int8"], 65, r"fc.weight: expected finite values, got nan"),
+        (["convert", str(tmp_path / "none"), target, "--scheme", "int8"], 74, "path: expected an existing file"),
+        (["convert", str(model), "/proc/none/x", "--scheme", "int8"], 74, "/proc/none"),
+        (["convert", str(model), str(model), "--scheme", "int8"], 1, "target: expected another path"),
+        (["inspect", str(bad)], 65, "bad.safetensors"),
+        (["verify", str(bad)], 65, "bad.safetensors"),
+    ]
+    for arguments, code, message in cases:
+        assert main(arguments) == code, arguments
+        assert message in capsys.readouterr().err
+    for arguments in (["convert"], ["convert", "a", "b", "--tensor", "x"], ["frobnicate"], []):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+
+
+def test_verify_finds_a_changed_byte(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = model / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert main(["verify", str(model)]) == 65
+    captured = capsys.readouterr()
+    assert "BAD" in captured.out
+    assert "SHA-256" in captured.err
+
+
+def test_interrupting_ends_with_130(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pumice.cli.convert", interrupt)
+    assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "int8"]) == 130
+
+
+def test_help_prints_the_schemes_and_the_exit_codes() -> None:
+    text = run("convert", "--help").stdout
+    assert "bsr-RxC" in text
+    assert "exit codes" in text
+    assert run("--version").stdout == f"pumice {pm.__version__}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal that behaves as Linux's")
+def test_progress_goes_to_a_terminal(model: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pumice", "convert", str(model), str(tmp_path / "s"), "--scheme", "int8"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    seen = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "fc.weight" in seen

@@ -1,0 +1,234 @@
+"""`convert`: the same arrays as compressing whole tensors, in bounded memory, and a target that is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pumice as pm
+import pytest
+from pumice import conversion
+
+RNG = np.random.default_rng(3)
+SCHEMES = [
+    "float32", "float16", "bfloat16", "int8", "int4", "int4-g32", "int4-g32-asym", "int8-asym",
+    "csr", "csr+int8", "bsr-4x4", "bsr-3x5+int8", "bsr-48x1",
+]  # fmt: skip
+
+
+def state() -> dict[str, np.ndarray]:
+    sparse = RNG.standard_normal((200, 96)).astype(np.float32)
+    sparse[RNG.random(sparse.shape) < 0.8] = 0
+    return {
+        "a.weight": sparse,
+        "conv.weight": RNG.standard_normal((70, 4, 3, 3)).astype(np.float16),
+        "a.bias": RNG.standard_normal(200),
+        "ids": np.arange(7),
+        "flag": np.array(True),
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.safetensors"
+    pm.save(path, state())
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_row_chunks_give_what_whole_tensors_give(
+    scheme: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)  # the smallest chunks there are
+    target = tmp_path / "target.safetensors"
+    report = pm.convert(source, target, scheme)
+    before, after = pm.load(source), pm.load(target)
+    assert pm.verify(target).ok
+    for name in ("a.weight", "conv.weight"):
+        whole = pm.compress(before[name], scheme)
+        assert after[name].scheme == scheme
+        assert after[name].shape == before[name].shape
+        for part, array in whole.parts().items():
+            np.testing.assert_array_equal(after[name].parts()[part], array, err_msg=f"{name} {part}")
+        entry = next(t for t in report.tensors if t.name == name)
+        w = np.asarray(before[name], np.float64)
+        error = np.linalg.norm(w - whole.to_dense()) / np.linalg.norm(w)
+        assert entry.error == pytest.approx(error, rel=1e-5, abs=1e-9)
+        assert entry.nbytes_after == whole.nbytes
+    for name in ("a.bias", "ids", "flag"):
+        assert bytes(after.raw(name)) == bytes(before.raw(name))
+
+
+def test_the_chunk_size_does_not_change_a_byte(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = set()
+    for size in (1, 1 << 14, 1 << 30):
+        monkeypatch.setattr(conversion, "CHUNK_BYTES", size)
+        target = tmp_path / f"{size}.safetensors"
+        pm.convert(source, target, "int4-g32-asym")
+        digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_a_late_chunk_that_needs_float32_scales_widens_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)
+    w = RNG.standard_normal((96, 32)).astype(np.float32)
+    w[90] *= 1e-9  # its float16 scale would be subnormal
+    pm.save(tmp_path / "a.safetensors", {"x.weight": w, "y.weight": w[:32]})
+    pm.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "int4-g16")
+    after = pm.load(tmp_path / "b.safetensors")
+    assert after["x.weight"].parts()["scale"].dtype == np.float32
+    assert after["y.weight"].parts()["scale"].dtype == np.float16
+    np.testing.assert_array_equal(after["x.weight"].to_dense(), pm.compress(w, "int4-g16").to_dense())
+
+
+def test_in_axis_0_stores_the_transpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)
+    kernel = RNG.standard_normal((48, 100)).astype(np.float32)
+    pm.save(tmp_path / "a.safetensors", {"dense/kernel": kernel})
+    recipe = pm.Recipe.parse('[[rule]]\nmatch = "kernel"\nscheme = "int8"\nin_axis = 0')
+    pm.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", recipe=recipe)
+    c = pm.load(tmp_path / "b.safetensors")["dense/kernel"]
+    x = RNG.standard_normal((3, 48)).astype(np.float32)
+    assert c.shape == (48, 100)
+    np.testing.assert_array_equal(x @ c, x @ pm.compress(kernel, "int8", in_axis=0))
+
+
+def test_a_compact_checkpoint_converts_again_and_stays_where_its_scheme_is_asked_for(source: Path, tmp_path: Path) -> None:
+    eight, four, again = (tmp_path / f"{n}.safetensors" for n in ("eight", "four", "again"))
+    pm.convert(source, eight, "int8")
+    pm.convert(eight, four, "int4-g32")
+    expected = pm.compress(pm.load(eight)["a.weight"].to_dense(), "int4-g32")
+    np.testing.assert_array_equal(pm.load(four)["a.weight"].to_dense(), expected.to_dense())
+    pm.convert(eight, again, "int8")
+    assert all(bytes(pm.load(eight).raw(n)) == bytes(pm.load(again).raw(n)) for n in ("a.weight_packed", "a.weight_scale"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("x")
+    pm.save(folder / "model.safetensors", {"fc.weight": RNG.standard_normal((64, 64)).astype(np.float32)})
+    (folder / "config.json").write_text(json.dumps({"hidden": 64}))
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "vocab.txt").write_text("a\nb\n")
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    return folder
+
+
+def test_the_other_files_of_a_folder_come_along(folder: Path, tmp_path: Path) -> None:
+    report = pm.convert(folder, tmp_path / "small", "int4-g32")
+    found = sorted(str(p.relative_to(tmp_path / "small")) for p in (tmp_path / "small").rglob("*") if p.is_file())
+    assert found == ["1_Pooling/config.json", "config.json", "model.safetensors", "vocab.txt"]
+    assert report.copied == ("1_Pooling/config.json", "config.json", "vocab.txt")
+    assert report.skipped == ("pytorch_model.bin",)
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["hidden"] == 64
+    assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+
+
+def test_config_json_claims_no_other_format_for_sparse_arrays(folder: Path, tmp_path: Path) -> None:
+    pm.convert(folder, tmp_path / "small", "csr")
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config == {"hidden": 64, "pumice": {"scheme": "csr"}}
+
+
+def test_shards_are_written_and_read(folder: Path, tmp_path: Path) -> None:
+    many = {f"l{i}.weight": RNG.standard_normal((32, 64)).astype(np.float32) for i in range(5)}
+    pm.save(tmp_path / "sharded", many, max_shard_size=20_000)
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
+    pm.convert(tmp_path / "sharded", tmp_path / "out", "int8", max_shard_size=5_000)
+    assert pm.verify(tmp_path / "out").ok
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert sorted(pm.load(tmp_path / "out")) == sorted(many)
+
+
+def test_a_dry_run_knows_the_sizes_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    for scheme in ("int4-g32", "int8-asym", "float16"):
+        forecast = pm.convert(source, tmp_path / "t.safetensors", scheme, dry_run=True)
+        assert set(tmp_path.iterdir()) == before
+        done = pm.convert(source, tmp_path / "t.safetensors", scheme)
+        assert [t.nbytes_after for t in forecast.tensors] == [t.nbytes_after for t in done.tensors]
+        (tmp_path / "t.safetensors").unlink()
+    assert pm.convert(source, tmp_path / "t.safetensors", "csr", dry_run=True).nbytes_after is None
+
+
+def test_a_failure_leaves_the_old_target_and_nothing_else(source: Path, tmp_path: Path) -> None:
+    w = np.ones((64, 32), np.float32)
+    w[40, 3] = np.inf
+    bad = tmp_path / "bad.safetensors"
+    pm.save(bad, {"first.weight": np.ones((8, 8), np.float32), "fc.weight": w})
+    target = tmp_path / "t.safetensors"
+    pm.convert(source, target, "int8")
+    digest, files = target.read_bytes(), sorted(tmp_path.iterdir())
+    with pytest.raises(pm.NonFiniteError, match=r"fc\.weight: expected finite values, got inf at index \(40, 3\)"):
+        pm.convert(bad, target, "int8")
+    assert target.read_bytes() == digest
+    assert sorted(tmp_path.iterdir()) == files
+    with pytest.raises(pm.NonFiniteError):
+        pm.convert(bad, tmp_path / "new", "int8")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_source_is_never_the_target(folder: Path, source: Path, tmp_path: Path, link: bool) -> None:
+    with pytest.raises(ValueError, match="target: expected another path than the source"):
+        pm.convert(source, source, "int8")
+    place = folder
+    if link:
+        place = tmp_path / "link"
+        place.symlink_to(folder)
+    before = (folder / "model.safetensors").read_bytes()
+    for target in (place, place / "model.safetensors"):
+        with pytest.raises(ValueError, match="target: expected another"):
+            pm.convert(folder, target, "int8")
+    with pytest.raises(ValueError, match="target: expected another"):
+        pm.convert(folder / "model.safetensors", place, "int8")
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_without_a_scheme_there_is_nothing_to_do(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scheme: expected a scheme, a recipe or tensors, got none"):
+        pm.convert(source, tmp_path / "t.safetensors")
+    with pytest.raises(FileNotFoundError, match="path: expected an existing"):
+        pm.convert(tmp_path / "nothing", tmp_path / "t.safetensors", "int8")
+
+
+def test_progress_ends_at_all_bytes(source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    pm.convert(source, tmp_path / "t.safetensors", "int8", progress=lambda *call: seen.append(call))
+    assert {name for name, _, _ in seen} == set(state())
+    assert all(a[1] <= b[1] for a, b in zip(seen, seen[1:], strict=False))
+    assert seen[-1][1] <= seen[-1][2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_memory_stays_near_a_chunk(tmp_path: Path) -> None:
+    rows = 40_000  # 160 MB of float32 in one tensor
+    script = f"""
+import resource, sys
+import numpy as np, pumice as pm
+from pumice import conversion
+from pumice.checkpoint import SafetensorsWriter, TensorInfo
+conversion.CHUNK_BYTES = 4 << 20
+path = sys.argv[1]
+with SafetensorsWriter(path + "/a.safetensors") as writer:
+    writer.begin("big.weight", TensorInfo(({rows}, 1024), "F32"))
+    block = np.random.default_rng(0).standard_normal((1000, 1024), np.float32)
+    for _ in range({rows} // 1000):
+        writer.write("", block)
+    writer.commit()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pm.convert(path + "/a.safetensors", path + "/b.safetensors", "int4-g128", io="read")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 48 << 10  # KiB: twelve chunks, against 160 MB of tensor
+    assert os.path.getsize(tmp_path / "b.safetensors") < 22_000_000
