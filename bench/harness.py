@@ -1,8 +1,8 @@
 """Time libraries side by side: each in a process of its own, stopped while another is timed.
 
-Thread pools spin for up to 200 ms after a product, so two libraries in one process slow each other down. Each case holds
-copies of its weight worth four times the L3 cache and takes the next one for each product: cold weights, as when a model is
-decoded. Cases are asked in a fresh random order every round.
+Thread pools spin for up to 200 ms after a product, so two libraries in one process slow each other down. Each case
+holds copies of its weight worth four times the L3 cache and takes the next one for each product: cold weights, as when
+a model is decoded. Cases are asked in a fresh random order every round.
 """
 
 from __future__ import annotations
@@ -142,8 +142,9 @@ def _time(case: Case, batch: int) -> tuple[float, float]:
 
 def machine(threads: int) -> dict[str, str]:
     """What the numbers were measured on."""
-    import pumice
     import scipy
+
+    import pumice
 
     config = pumice.show_config()
     name = "unknown CPU"
@@ -154,8 +155,8 @@ def machine(threads: int) -> dict[str, str]:
         "machine": f"{name}, {os.cpu_count()} CPUs, L3 {l3_bytes() >> 20} MiB",
         "threads": str(threads),
         "isa": config["isa"],
-        "versions": f"pumice {config['version']} ({config['compiler']}), NumPy {np.__version__}, SciPy {scipy.__version__}, "
-        f"Python {platform.python_version()}",
+        "versions": f"pumice {config['version']} ({config['compiler']}), NumPy {np.__version__}, "
+        f"SciPy {scipy.__version__}, Python {platform.python_version()}",
     }
 
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pumice
 import pytest
+
+import pumice
 
 SOURCE = Path(__file__).parents[1] / "src" / "pumice"
 
@@ -101,4 +102,6 @@ def test_importing_pumice_needs_numpy_and_nothing_else() -> None:
 
 def test_the_reference_is_never_imported_by_production() -> None:
     code = "import sys, pumice, pumice.cli; print([m for m in sys.modules if 'reference' in m and 'pumice' in m])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pumice as pm
 import pytest
+
+import pumice as pm
 from pumice.cli import main
 
 
@@ -34,7 +35,19 @@ def test_convert_inspect_and_verify_do_their_job(model: Path, tmp_path: Path) ->
     done = run("convert", model, small, "--scheme", "int4-g32")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["tensor", "shape", "scheme", "bytes", "before", "bytes", "after", "bits/weight", "error", "SNR", "dB"]
+    assert lines[0].split() == [
+        "tensor",
+        "shape",
+        "scheme",
+        "bytes",
+        "before",
+        "bytes",
+        "after",
+        "bits/weight",
+        "error",
+        "SNR",
+        "dB",
+    ]
     table = {line.split()[0]: line.split() for line in lines[1:]}
     assert table["fc.weight"][1:5] == ["64x64", "int4-g32", "16,384", "2,320"]
     assert table["embed.weight"][2] == "int8"
@@ -73,7 +86,22 @@ def test_options_reach_the_recipe(model: Path, tmp_path: Path, capsys: pytest.Ca
     recipe = tmp_path / "r.toml"
     recipe.write_text('scheme = "int8"\n[[rule]]\nmatch = "embed"\nscheme = "int4"\n')
     target = tmp_path / "s.safetensors"
-    assert main(["convert", str(model), str(target), "--recipe", str(recipe), "--tensor", "^fc=int4-g16", "--ignore", "embed"]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                str(model),
+                str(target),
+                "--recipe",
+                str(recipe),
+                "--tensor",
+                "^fc=int4-g16",
+                "--ignore",
+                "embed",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     loaded = pm.load(target)
     assert loaded["fc.weight"].scheme == "int4-g16"

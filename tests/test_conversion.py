@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pumice as pm
 import pytest
+
+import pumice as pm
 from pumice import conversion
 
 RNG = np.random.default_rng(3)
@@ -74,7 +76,9 @@ def test_the_chunk_size_does_not_change_a_byte(source: Path, tmp_path: Path, mon
     assert len(digests) == 1
 
 
-def test_a_late_chunk_that_needs_float32_scales_widens_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_chunk_that_needs_float32_scales_widens_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)
     w = RNG.standard_normal((96, 32)).astype(np.float32)
     w[90] *= 1e-9  # its float16 scale would be subnormal
@@ -98,14 +102,18 @@ def test_in_axis_0_stores_the_transpose(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(x @ c, x @ pm.compress(kernel, "int8", in_axis=0))
 
 
-def test_a_compact_checkpoint_converts_again_and_stays_where_its_scheme_is_asked_for(source: Path, tmp_path: Path) -> None:
+def test_a_compact_checkpoint_converts_again_and_stays_where_its_scheme_is_asked_for(
+    source: Path, tmp_path: Path
+) -> None:
     eight, four, again = (tmp_path / f"{n}.safetensors" for n in ("eight", "four", "again"))
     pm.convert(source, eight, "int8")
     pm.convert(eight, four, "int4-g32")
     expected = pm.compress(pm.load(eight)["a.weight"].to_dense(), "int4-g32")
     np.testing.assert_array_equal(pm.load(four)["a.weight"].to_dense(), expected.to_dense())
     pm.convert(eight, again, "int8")
-    assert all(bytes(pm.load(eight).raw(n)) == bytes(pm.load(again).raw(n)) for n in ("a.weight_packed", "a.weight_scale"))
+    assert all(
+        bytes(pm.load(eight).raw(n)) == bytes(pm.load(again).raw(n)) for n in ("a.weight_packed", "a.weight_scale")
+    )
 
 
 @pytest.fixture
@@ -205,7 +213,7 @@ def test_progress_ends_at_all_bytes(source: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     pm.convert(source, tmp_path / "t.safetensors", "int8", progress=lambda *call: seen.append(call))
     assert {name for name, _, _ in seen} == set(state())
-    assert all(a[1] <= b[1] for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a[1] <= b[1] for a, b in pairwise(seen))
     assert seen[-1][1] <= seen[-1][2]
 
 

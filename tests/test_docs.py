@@ -7,12 +7,16 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-import pumice
 import pytest
+
+import pumice
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-MODULES = ["pumice", *(m.name for m in pkgutil.walk_packages(pumice.__path__, "pumice.") if not m.name.endswith("__main__"))]
+MODULES = [
+    "pumice",
+    *(m.name for m in pkgutil.walk_packages(pumice.__path__, "pumice.") if not m.name.endswith("__main__")),
+]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 

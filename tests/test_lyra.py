@@ -6,9 +6,10 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import pumice as pm
 import pytest
 import scipy.sparse as sp
+
+import pumice as pm
 
 PATH = Path(__file__).parent / "data" / "lyra_conv_to_gates.raw.gz"
 ROWS, COLS = 3072, 1024
@@ -46,7 +47,9 @@ def test_the_bytes_are_those_of_the_formula(w: np.ndarray, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["csr", "bsr-4x4"])
-def test_float32_products_stay_within_the_bound_of_float32_sums(w: np.ndarray, x: np.ndarray, scheme: str, isa: str) -> None:
+def test_float32_products_stay_within_the_bound_of_float32_sums(
+    w: np.ndarray, x: np.ndarray, scheme: str, isa: str
+) -> None:
     y = pm.linear(x, pm.compress(w, scheme))
     wide, terms = w.astype(np.float64), int((w != 0).sum(axis=1).max())
     bound = terms * 2.0**-23 * (np.abs(x).astype(np.float64) @ np.abs(wide).T)
@@ -54,7 +57,9 @@ def test_float32_products_stay_within_the_bound_of_float32_sums(w: np.ndarray, x
 
 
 @pytest.mark.parametrize("activations", ["int16", "int8"])
-def test_int8_products_have_the_bits_of_the_dense_ones(w: np.ndarray, x: np.ndarray, activations: str, isa: str) -> None:
+def test_int8_products_have_the_bits_of_the_dense_ones(
+    w: np.ndarray, x: np.ndarray, activations: str, isa: str
+) -> None:
     dense = pm.linear(x, pm.compress(w, "int8"), activations=activations)
     for scheme in ("csr+int8", "bsr-4x4+int8"):
         y = pm.linear(x, pm.compress(w, scheme), activations=activations)

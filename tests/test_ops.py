@@ -7,9 +7,10 @@ import pickle
 import weakref
 
 import numpy as np
-import pumice as pm
 import pytest
 import scipy.sparse as sp
+
+import pumice as pm
 
 RNG = np.random.default_rng(1)
 W = RNG.standard_normal((24, 64)).astype(np.float32)
@@ -204,9 +205,9 @@ def test_prepacking_leaves_one_copy_and_changes_nothing_else() -> None:
     np.testing.assert_array_equal(w.take([20, 3]), dense[[20, 3]])
     fresh = pm.compress(W, "int4-g32-asym")
     with pm.options(prepack="never"):
-        assert (X @ fresh.T == y).all()
+        assert (y == X @ fresh.T).all()
     assert not fresh._form.prepacked
-    assert (X @ fresh.keep_canonical().T == y).all()
+    assert (y == X @ fresh.keep_canonical().T).all()
     assert not fresh._form.prepacked
 
 
@@ -263,7 +264,10 @@ def test_from_codes_refuses_what_does_not_fit(change: dict, message: str) -> Non
         (lambda: pm.compress(W, "int8", nonfinite="drop"), "nonfinite: expected one of"),
         (lambda: pm.compress(W, "int8", scale_dtype="int8"), "scale_dtype: expected float16 or float32"),
         (lambda: pm.compress(np.array([["a", "b"]]), "int8"), "w: expected real numbers"),
-        (lambda: pm.linear(np.zeros((2, 63)), pm.compress(W, "int8")), r"x: expected shape \(\.\.\., 64\), got \(2, 63\)"),
+        (
+            lambda: pm.linear(np.zeros((2, 63)), pm.compress(W, "int8")),
+            r"x: expected shape \(\.\.\., 64\), got \(2, 63\)",
+        ),
         (lambda: pm.linear(np.float32(1), pm.compress(W, "int8")), "x: expected shape"),
         (lambda: pm.linear(X * 1j, pm.compress(W, "int8")), "x: expected real numbers"),
         (lambda: pm.linear(X, pm.compress(W, "int8"), np.zeros(3)), r"bias: expected shape \(24,\), got \(3,\)"),
@@ -289,7 +293,9 @@ def test_bad_arguments_are_named(call, message: str) -> None:
 def test_non_finite_weights_are_refused_with_their_index(scheme: str, value: float) -> None:
     bad = SPARSE.astype(np.float64)
     bad[3, 5] = value
-    with pytest.raises(pm.NonFiniteError, match=r"w\['fc'\]: expected finite values, got -?(nan|inf) at index \(3, 5\)"):
+    with pytest.raises(
+        pm.NonFiniteError, match=r"w\['fc'\]: expected finite values, got -?(nan|inf) at index \(3, 5\)"
+    ):
         pm.compress({"fc": bad}, scheme)
     zeroed = pm.compress(bad, scheme, nonfinite="zero")
     assert zeroed.to_dense()[3, 5] == 0 or "int" in scheme
@@ -317,11 +323,11 @@ def test_options_hold_inside_their_block_only() -> None:
     default, exact = pm.linear(X, w), pm.linear(X, w, activations="float32")
     assert (default != exact).any()
     with pm.options(activations="float32"):
-        assert (X @ w.T == exact).all()
+        assert (exact == X @ w.T).all()
         with pm.options(activations="int8"):
-            assert (X @ w.T == pm.linear(X, w, activations="int8")).all()
-        assert (X @ w.T == exact).all()
-    assert (X @ w.T == default).all()
+            assert (pm.linear(X, w, activations="int8") == X @ w.T).all()
+        assert (exact == X @ w.T).all()
+    assert (default == X @ w.T).all()
     before = pm.get_num_threads()
     with pm.options(threads=1):
         assert pm.get_num_threads() == 1

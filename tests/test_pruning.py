@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pumice as pm
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+import pumice as pm
 
 W = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
 small = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(-3, 3).map(float))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pumice as pm
 import pytest
+
+import pumice as pm
 from pumice.checkpoint import TensorInfo
 from pumice.recipe import Recipe
 
@@ -80,7 +81,9 @@ def test_the_first_rule_that_matches_wins_and_without_a_scheme_the_rest_stays() 
 def test_groups_that_do_not_fit_fall_back_as_told(fallback: str | None, expected: object) -> None:
     recipe = Recipe().with_options("int4-g32", group_size_fallback=fallback)
     if expected is pm.RecipeError:
-        with pytest.raises(pm.RecipeError, match=r"layer\.0\.odd\.weight: expected columns in multiples of 32 .* got 50"):
+        with pytest.raises(
+            pm.RecipeError, match=r"layer\.0\.odd\.weight: expected columns in multiples of 32 .* got 50"
+        ):
             recipe.plan(INFOS)
     else:
         assert plan(recipe)["layer.0.odd.weight"] == expected

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pumice as pm
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import pumice as pm
 from pumice.scheme import Scheme, legal_table
 
 LEGAL = [

@@ -116,10 +116,7 @@ def test_every_isa_file_is_in_the_build() -> None:
 
 
 def test_no_isa_object_has_a_weak_symbol(objects: dict[str, Path]) -> None:
-    weak = {
-        isa: [name for letter, name in _symbols(objects[isa]) if letter in "WwVvu"]
-        for isa in _isa_flags()
-    }
+    weak = {isa: [name for letter, name in _symbols(objects[isa]) if letter in "WwVvu"] for isa in _isa_flags()}
     assert weak
     assert not any(weak.values()), weak
 
@@ -146,9 +143,7 @@ def test_the_search_for_wide_instructions_finds_those_of_the_wide_objects(
         assert _instructions_beyond_baseline(objects[isa])
 
 
-def test_the_search_for_weak_symbols_finds_an_inline_function(
-    objects: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_search_for_weak_symbols_finds_an_inline_function(objects: dict[str, Path], tmp_path: Path) -> None:
     source = tmp_path / "weak.cpp"
     source.write_text("inline int shared(int n) { return n; } int use() { return shared(1); }\n")
     built = _compile(source, ["-O0"], tmp_path / "weak.o")

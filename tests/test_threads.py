@@ -299,8 +299,6 @@ def test_the_pool_passes_its_self_test_under_sanitizers(sanitizer: str, tmp_path
     if build_and_run("empty", empty).returncode != 0:
         pytest.skip(f"-fsanitize={sanitizer} does not work on this machine")
     dispatch = CSRC / "dispatch"
-    done = build_and_run(
-        "pool_test", CSRC / "tests/pool_test.cpp", dispatch / "parallel.cpp", dispatch / "cpu.cpp"
-    )
+    done = build_and_run("pool_test", CSRC / "tests/pool_test.cpp", dispatch / "parallel.cpp", dispatch / "cpu.cpp")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "pool_test: 0 failures\n"

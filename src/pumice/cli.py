@@ -13,6 +13,7 @@ from typing import Any
 
 from pumice import __version__
 from pumice.checkpoint import open_reader, verify
+from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.conversion import Progress, convert
 from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
 from pumice.recipe import FALLBACKS, Recipe
@@ -73,11 +74,28 @@ def _add_convert(commands: Any) -> None:
     add("target", metavar="DST", type=Path, help="a file that ends in .safetensors, or a folder")
     add("--scheme", metavar="S", help="for weights of two or more dimensions, such as int4-g128")
     add("--recipe", metavar="F", type=Path, help="rules in TOML")
-    add("--tensor", metavar="RE=S", type=_tensor, action="append", default=[], help="a scheme for the names that RE finds")
+    add(
+        "--tensor",
+        metavar="RE=S",
+        type=_tensor,
+        action="append",
+        default=[],
+        help="a scheme for the names that RE finds",
+    )
     add("--ignore", metavar="RE", action="append", default=[], help="leave the names that RE finds as they are")
     add("--keep-embeddings", action="store_true", help="leave embeddings and output heads as they are (default: int8)")
-    add("--group-size-fallback", choices=FALLBACKS, help="for columns that are no multiple of the group (default: a short last group)")
-    add("--max-shard-size", metavar="BYTES", type=int, help="of the files of a folder (default: 5 GB)")
+    add(
+        "--group-size-fallback",
+        choices=FALLBACKS,
+        help="for columns that are no multiple of the group (default: a short last group)",
+    )
+    add(
+        "--max-shard-size",
+        metavar="BYTES",
+        type=int,
+        default=MAX_SHARD_SIZE,
+        help="of the files of a folder (default: 5 GB)",
+    )
     add("--dry-run", action="store_true", help="read headers only, write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")
     command.set_defaults(run=_convert)
@@ -123,7 +141,8 @@ def _inspect(options: argparse.Namespace) -> int:
         infos = {name: reader.info(name) for name in reader.names()}
     if options.json:
         tensors = [
-            {"name": name, "shape": i.shape, "scheme": i.dtype, "nbytes": i.nbytes, **i.notes} for name, i in infos.items()
+            {"name": name, "shape": i.shape, "scheme": i.dtype, "nbytes": i.nbytes, **i.notes}
+            for name, i in infos.items()
         ]
         print(json.dumps({"path": str(options.path), "tensors": tensors}))
         return DONE

@@ -18,6 +18,7 @@ import numpy as np
 from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
 from pumice.checkpoint.base import Reader, same_file
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
+from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.errors import NonFiniteError, PumiceError
 from pumice.layouts import LAYOUTS
 from pumice.ops import compress
@@ -26,7 +27,19 @@ from pumice.report import Report, TensorReport
 from pumice.scheme import Scheme
 
 CHUNK_BYTES = 32 << 20  # of float32 weights that are encoded at a time
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".gguf", ".msgpack", ".tflite", ".npz"}
+WEIGHT_SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".onnx",
+    ".gguf",
+    ".msgpack",
+    ".tflite",
+    ".npz",
+}
 
 Progress = Callable[[str, int, int], None]
 """Called with (name, bytes done, bytes in all) as a conversion goes on."""
@@ -43,14 +56,14 @@ def convert(
     keep_embeddings: bool = False,
     group_size_fallback: str | None = None,
     dry_run: bool = False,
-    max_shard_size: int | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
     io: str = "mmap",
     progress: Progress | None = None,
 ) -> Report:
     """Convert a checkpoint to compact weights, a row chunk at a time.
 
-    Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte. The other files of a model
-    folder are copied along. The target appears whole or not at all.
+    Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte. The other files of a
+    model folder are copied along. The target appears whole or not at all.
 
     Parameters
     ----------
@@ -68,8 +81,8 @@ def convert(
         See `Recipe`.
     dry_run : bool
         Read headers only, write nothing.
-    max_shard_size : int, optional
-        Bytes of tensors in a file of a folder; 5 GB by default.
+    max_shard_size : int
+        Bytes of tensors in a file of a folder.
     io : {"mmap", "read"}
         How the source is read.
     progress : callable, optional
@@ -109,7 +122,9 @@ def convert(
     if same_file(source, target):
         raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
     with open_reader(source, io=io) as reader:
-        if any(same_file(target, file) for file in reader.files) or any(same_file(target, f.parent) for f in reader.files):
+        if any(same_file(target, file) for file in reader.files) or any(
+            same_file(target, f.parent) for f in reader.files
+        ):
             raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
         infos = {name: reader.info(name) for name in reader.names()}
         choices = plan.plan(infos)
@@ -117,9 +132,9 @@ def convert(
             return Report(str(source), str(target), tuple(_forecast(n, i, choices[n]) for n, i in infos.items()))
         side = _SideFiles.of(source, target)
         tally = _Tally(sum(info.nbytes for info in infos.values()), progress)
-        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        with SafetensorsWriter(target, **shards) as writer:
-            reports, written = [], {}
+        reports: list[TensorReport] = []
+        written: dict[str, TensorInfo] = {}
+        with SafetensorsWriter(target, max_shard_size=max_shard_size) as writer:
             for name, info in infos.items():
                 report, written[name] = _convert_one(reader, writer, name, info, choices[name], tally)
                 reports.append(report)
@@ -216,7 +231,9 @@ def _encode(
     return report, TensorInfo(info.shape, str(scheme), nbytes, dtypes, choice.in_axis)
 
 
-def _chunks(reader: Reader, name: str, info: TensorInfo, scheme: Scheme, in_axis: int) -> Iterator[tuple[int, int, Any]]:
+def _chunks(
+    reader: Reader, name: str, info: TensorInfo, scheme: Scheme, in_axis: int
+) -> Iterator[tuple[int, int, Any]]:
     """(start, stop, rows) of the matrix as it will be stored."""
     whole = None
     shape = info.shape
@@ -264,7 +281,8 @@ class _SideFiles:
     def of(cls, source: Path, target: Path) -> _SideFiles:
         if not source.is_dir() or (target.suffix == ".safetensors" and not target.is_dir()):
             return cls(source, target)
-        copied, skipped = [], []
+        copied: list[str] = []
+        skipped: list[str] = []
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
             hidden = any(part.startswith(".") for part in name.parts)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pumice._core import native
-from pumice.members import map_weights
 from pumice.errors import NonFiniteError, SchemeError
 from pumice.layouts import LAYOUTS, CompactArray, Transposed
 from pumice.layouts.operands import as_bias, as_float32, check_out
+from pumice.members import map_weights
 from pumice.options import ACTIVATIONS, check_choice, current
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array
@@ -40,8 +40,8 @@ def compress(
     scheme : str
         Such as ``"int4-g128"``, ``"csr"``, ``"bsr-4x4+int8"``; docs/formats.md has them all.
     in_axis : {1, 0}
-        The axis of the inputs. 1: (out_features, in_features), as checkpoints have it. 0: (in_features, out_features), as
-        Keras and GPT-2 have it; then ``x @ c`` is the fused product.
+        The axis of the inputs. 1: (out_features, in_features), as checkpoints have it. 0: (in_features, out_features),
+        as Keras and GPT-2 have it; then ``x @ c`` is the fused product.
     nonfinite : {"raise", "zero"}
         What to do with NaN and infinity: raise NonFiniteError, or store 0.
     scale_dtype : {float16, float32}, optional
@@ -106,9 +106,7 @@ def sparsify(w: Any, scheme: str | Scheme, **options: Any) -> Any:
     return compress(w, scheme, **options)
 
 
-def _compress(
-    name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, scale_dtype: Any
-) -> CompactArray:
+def _compress(name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, scale_dtype: Any) -> CompactArray:
     if isinstance(w, Transposed):
         return _compress(name, w.T, scheme, 1 - in_axis, nonfinite, scale_dtype).T
     if isinstance(w, CompactArray):

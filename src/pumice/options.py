@@ -37,7 +37,7 @@ def check_choice(name: str, got: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {got!r}")
 
 
-_current: ContextVar[Options] = ContextVar("pumice_options", default=Options())
+_current: ContextVar[Options] = ContextVar("pumice_options", default=Options())  # noqa: B039 - frozen
 
 
 def current() -> Options:
@@ -54,7 +54,8 @@ def options(
     Parameters
     ----------
     activations : {"int16", "int8", "float32"}, optional
-        How x enters products with integer weights: two int8 digits (relative error about 5e-5), one (6e-3), or as it is.
+        How x enters products with integer weights: two int8 digits (relative error about 5e-5), one (6e-3), or as it
+        is.
     prepack : {"lazy", "eager", "never"}, optional
         Whether a product may reorder the weights for the kernels.
     threads : int, optional

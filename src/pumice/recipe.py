@@ -62,8 +62,8 @@ class Recipe:
     keep_embeddings : bool
         Leave embeddings and output heads as they are; by default they become per-row int8 under integer schemes.
     group_size_fallback : {"adjust", "error", "ignore"} or None
-        For columns that are no multiple of the group: the largest smaller group that divides them (or the whole row), an
-        error, or no compression. None stores a short last group, which pumice reads and other loaders may not.
+        For columns that are no multiple of the group: the largest smaller group that divides them (or the whole row),
+        an error, or no compression. None stores a short last group, which pumice reads and other loaders may not.
 
     Examples
     --------
@@ -205,7 +205,7 @@ def _rule(entry: Any, origin: str) -> Rule:
     if "match" not in entry:
         raise RecipeError(f"{origin}: expected the key 'match', got {', '.join(entry) or 'nothing'}")
     if ("scheme" in entry) == entry.get("ignore", False):
-        raise RecipeError(f"{origin}: expected one of scheme = \"...\" and ignore = true, got {entry}")
+        raise RecipeError(f'{origin}: expected one of scheme = "..." and ignore = true, got {entry}')
     in_axis = entry.get("in_axis", 1)
     if in_axis not in (0, 1):
         raise RecipeError(f"{origin}: expected in_axis 0 or 1, got {in_axis}")

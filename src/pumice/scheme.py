@@ -1,7 +1,7 @@
 """The grammar of schemes: a layout of values, as text.
 
-A scheme is ``layout``, ``values`` or ``layout+values``; dense and float32 are implied. This module knows no layout and no
-codec by name: they declare their grammar with `register_layout` and `register_values`.
+A scheme is ``layout``, ``values`` or ``layout+values``; dense and float32 are implied. This module knows no layout and
+no codec by name: they declare their grammar with `register_layout` and `register_values`.
 """
 
 from __future__ import annotations
@@ -115,15 +115,13 @@ class Scheme:
             raise SchemeError(f"scheme: expected text such as 'int4-g128', got {text!r}")
         left, plus, right = text.partition("+")
         layout = _parse_layout(left)
-        if plus:
-            if layout is None:
-                raise _error(text, f"{left!r} is not a layout")
-            values = _parse_values(text, right)
-        elif layout is not None:
-            values = ("float32", None, ())
-        else:
-            layout, values = ("dense", ()), _parse_values(text, left)
-        scheme = cls(*layout, *values)
+        if plus and layout is None:
+            raise _error(text, f"{left!r} is not a layout")
+        name, numbers = layout or ("dense", ())
+        if layout is not None and not plus:
+            return cls(name, numbers)
+        values, group, flags = _parse_values(text, right if plus else left)
+        scheme = cls(name, numbers, values, group, flags)
         _check(text, scheme)
         return scheme
 

@@ -22,7 +22,7 @@ SHAPES = [
     (1, 128), (1, 300), (33, 300),
 ]  # fmt: skip
 ENCODED_SHAPES = [(1, 1), (3, 16), (17, 33), (33, 129), (16, 300)]
-KINDS = ("normal", "sparse", "edges", "wide")
+KINDS = ("normal", "large", "sparse", "edges", "wide")
 BATCHES = (*range(14), 64)
 
 
@@ -54,13 +54,15 @@ def seed(*parts: Any) -> np.random.Generator:
 def weights(kind: str, rows: int, cols: int) -> np.ndarray:
     """A read-only float32 matrix.
 
-    `edges`: ties of +a and -a, all-zero rows and groups, -0.0, tiny groups, float16's limits. `wide`: the whole float32
+    `large`: 1 and more. `edges`: ties of +a and -a, all-zero rows and groups, -0.0, tiny groups, float16's limits. `wide`: the whole float32
     range, which float16 and bfloat16 cannot hold.
     """
     rng = seed(kind, rows, cols)
     w = rng.standard_normal((rows, cols)).astype(np.float32)
     if kind == "sparse":
         w[rng.random((rows, cols)) < 0.9] = 0
+    if kind == "large":
+        w = np.sign(w) * (1 + np.abs(w))
     if kind == "edges":
         w = np.rint(w * 4) / np.float32(4)  # ties everywhere
         w[rng.random((rows, cols)) < 0.2] = -0.0

@@ -46,8 +46,16 @@ def unprepack_dense(prepacked: U8, rows: int) -> U8:
     """The inverse of prepack_dense."""
 
 def matmul_dense_int(
-    x: F32, y: F32, codes: U8, scales: Scales, zeros: U8 | None, bias: F32 | None,
-    bits: int, group: int, activations: str, xor: int = 0,
+    x: F32,
+    y: F32,
+    codes: U8,
+    scales: Scales,
+    zeros: U8 | None,
+    bias: F32 | None,
+    bits: int,
+    group: int,
+    activations: str,
+    xor: int = 0,
 ) -> None:
     """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place.
 
@@ -59,14 +67,22 @@ def matmul_dense_half(x: F32, y: F32, w: NDArray[np.uint16], bias: F32 | None, b
     """y = x @ w.T + bias with float16 or bfloat16 weights given as their 16-bit patterns (rows, cols)."""
 
 def matmul_bsr(
-    x: F32, y: F32, indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32],
-    data: NDArray[Any], scales: F32 | None, bias: F32 | None, activations: str,
+    x: F32,
+    y: F32,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint16] | NDArray[np.uint32],
+    data: NDArray[Any],
+    scales: F32 | None,
+    bias: F32 | None,
+    activations: str,
 ) -> None:
     """y = x @ w.T + bias; `data` is (blocks, R, C), float32 or int8 (then `scales` is (rows,)). CSR is R = C = 1.
 
     `activations` matters for int8 data only. Structure must have been validated with `check_bsr`.
     """
 
-def check_bsr(indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32], block_cols: int) -> tuple[str, int]:
+def check_bsr(
+    indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32], block_cols: int
+) -> tuple[str, int]:
     """("", -1) if indptr rises from 0 to len(indices) and each row's indices are sorted, unique and < block_cols;
     else the broken rule and the first bad row."""

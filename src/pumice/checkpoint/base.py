@@ -10,13 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import FormatError
 
 Block: TypeAlias = NDArray[Any] | bytes | bytearray | memoryview
-Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 LFS_HEAD = b"version https://git-lfs"
 
@@ -208,18 +207,14 @@ def open_reader(path: str | os.PathLike[str], *, io: str = "mmap") -> Reader:
             return reader(where, io=io)
     if where.is_dir():
         found = ", ".join(sorted(entry.name for entry in where.iterdir())[:8]) or "nothing"
-        raise FormatError(
-            str(where), None, "a folder with weights", found, f"known formats: {_formats()}"
-        )
+        raise FormatError(str(where), None, "a folder with weights", found, f"known formats: {_formats()}")
     if not where.is_file():
         raise FormatError(str(where), None, "a file or folder", "something else (device or pipe)", None)
     with where.open("rb") as file:
         head = file.read(len(LFS_HEAD))
     refuse_non_weights(head, str(where))
     got = f"{where.stat().st_size} bytes that start {head[:16]!r}"
-    raise FormatError(
-        str(where), None, f"a known format ({_formats()})", got, "a truncated or damaged copy?"
-    )
+    raise FormatError(str(where), None, f"a known format ({_formats()})", got, "a truncated or damaged copy?")
 
 
 def refuse_non_weights(head: bytes, path: str) -> None:
@@ -227,9 +222,7 @@ def refuse_non_weights(head: bytes, path: str) -> None:
     if not head:
         raise FormatError(path, None, "a weights file", "an empty file", "copy or download it again")
     if head.startswith(LFS_HEAD):
-        raise FormatError(
-            path, None, "a weights file", "a Git LFS pointer, not the weights", "run: git lfs pull"
-        )
+        raise FormatError(path, None, "a weights file", "a Git LFS pointer, not the weights", "run: git lfs pull")
 
 
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:

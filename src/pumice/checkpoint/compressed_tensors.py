@@ -30,7 +30,9 @@ def compressed_tensors_config(infos: Mapping[str, TensorInfo]) -> dict[str, Json
     """
     compact = {name: info for name, info in infos.items() if info.compact}
     schemes = {info.dtype for info in compact.values()}
-    plain_rows = all(info.in_axis == 1 and name.endswith(WEIGHT) and len(info.shape) == 2 for name, info in compact.items())
+    plain_rows = all(
+        info.in_axis == 1 and name.endswith(WEIGHT) and len(info.shape) == 2 for name, info in compact.items()
+    )
     if len(schemes) != 1 or not plain_rows or any("packed" not in info.parts for info in compact.values()):
         return None
     scheme = Scheme.parse(schemes.pop())
@@ -56,5 +58,5 @@ def compressed_tensors_config(infos: Mapping[str, TensorInfo]) -> dict[str, Json
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "ignore": list(ignore),
-        "config_groups": {"group_0": {"targets": list(sorted(modules)), "weights": weights}},
+        "config_groups": {"group_0": {"targets": sorted(modules), "weights": weights}},
     }

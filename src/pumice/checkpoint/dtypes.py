@@ -93,7 +93,7 @@ def _minifloat_values(name: str) -> NDArray[np.float32]:
     if special == "scale":  # powers of two only: no sign, no zero, no subnormals
         values = np.ldexp(1.0, exponent - 127)
         values[255] = np.nan
-        return values.astype(np.float32)
+        return np.asarray(values, np.float32)
     bias = (1 << (exponent_bits - 1)) - (0 if special == "fnuz" else 1)
     step = np.ldexp(1.0, -mantissa_bits)
     normal = np.ldexp(1.0 + mantissa * step, exponent - bias)
@@ -106,4 +106,4 @@ def _minifloat_values(name: str) -> NDArray[np.float32]:
     values = np.where(codes >= 128, -values, values)
     if special == "fnuz":
         values[0x80] = np.nan
-    return values.astype(np.float32)
+    return np.asarray(values, np.float32)

@@ -9,6 +9,7 @@ what no writer makes (duplicate names, unknown fields, leading blanks).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -73,8 +74,7 @@ def parse_json(text: bytes, path: str, *, floats: bool = False) -> dict[str, Any
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
             raise FormatError(path, ascii(twice)[1:-1], "every key once", "a duplicate key", None)
         return table
 

@@ -53,14 +53,12 @@ class Source:
     def view(self, start: int, stop: int) -> memoryview:
         """Bytes [start, stop), read-only: a view of the mapping, or a fresh copy with ``io="read"``."""
         if not 0 <= start <= stop <= self.size:
-            raise FormatError(
-                self.name, None, f"bytes within 0..{self.size}", f"{start}..{stop}", "a truncated file?"
-            )
+            raise FormatError(self.name, None, f"bytes within 0..{self.size}", f"{start}..{stop}", "a truncated file?")
         if self._buffer is not None:
             return self._buffer[start:stop]
         if self._fd < 0:
             raise ValueError(f"source: expected an open file, got {self.name!r} after close()")
-        copy = memoryview(np.empty(stop - start, np.uint8))
+        copy = np.empty(stop - start, np.uint8).data
         done = 0
         while done < len(copy):
             count = os.preadv(self._fd, [copy[done : done + READ_AT_ONCE]], start + done)

@@ -31,8 +31,8 @@ def save(
     Parameters
     ----------
     target : path or binary file
-        A path that ends in ``.safetensors``: one file. Any other path: a folder with ``model.safetensors``, or shards and
-        their index. What is there already stays until the new files are whole.
+        A path that ends in ``.safetensors``: one file. Any other path: a folder with ``model.safetensors``, or shards
+        and their index. What is there already stays until the new files are whole.
     arrays : mapping of str to CompactArray or array_like
         Plain arrays of any dtype that safetensors has, any shape, order and byte order.
     metadata : mapping of str to str, optional
@@ -93,7 +93,10 @@ def _plain(name: object, value: Any) -> np.ndarray[Any, Any]:
 
 
 def load(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes], *, io: str = "mmap", prepack: str = "lazy"
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
+    *,
+    io: str = "mmap",
+    prepack: str = "lazy",
 ) -> Checkpoint:
     """Open a checkpoint: a lazy mapping of names to arrays. Loading never runs code.
 
@@ -136,14 +139,16 @@ def load(
         source = source.read()
         if not isinstance(source, bytes):
             raise TypeError(f"source: expected a binary file, got one that reads {type(source).__name__}")
-    return Checkpoint(SafetensorsReader(bytes(source) if isinstance(source, bytearray) else source), "<memory>", prepack)
+    return Checkpoint(
+        SafetensorsReader(bytes(source) if isinstance(source, bytearray) else source), "<memory>", prepack
+    )
 
 
 class Checkpoint(Mapping[str, Any]):
     """An open checkpoint: name -> ndarray or CompactArray, each read when it is first asked for.
 
-    Plain tensors are read-only ndarrays; BF16 and F8, which NumPy lacks, are widened exactly to float32. A compact array is
-    validated on first access and kept, so that it is prepacked once.
+    Plain tensors are read-only ndarrays; BF16 and F8, which NumPy lacks, are widened exactly to float32. A compact
+    array is validated on first access and kept, so that it is prepacked once.
     """
 
     def __init__(self, reader: Reader, path: str, prepack: str) -> None:

@@ -176,7 +176,7 @@ class SafetensorsWriter(Writer):
             tensor.row_shape = block.shape[1:]
             tensor.rows += block.shape[0]
         data = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8)
-        tensor.append(array.spool, memoryview(data))
+        tensor.append(array.spool, data.data)
 
     def note(self, **fields: Json) -> None:
         array = self._open_array()
@@ -302,7 +302,8 @@ class SafetensorsWriter(Writer):
         return tuple(self._folder / name for _, name in renames)
 
     def _write_index(self, names: list[str]) -> Path:
-        weight_map, total = {}, 0
+        weight_map: dict[str, str] = {}
+        total = 0
         for name, (_, arrays) in zip(names, self._finished, strict=True):
             for array in arrays:
                 total += array.nbytes
@@ -348,7 +349,7 @@ def _check_text(argument: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{argument}: expected Unicode text, got {ascii(text)}") from None
+        raise ValueError(f"{argument}: expected Unicode text, got {text!a}") from None
 
 
 def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

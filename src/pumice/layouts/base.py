@@ -174,7 +174,7 @@ class CompactArray(ABC):
         return self.nnz / self.size if self.size else 0.0
 
     @property
-    def T(self) -> Transposed:  # noqa: N802 - NumPy's name
+    def T(self) -> Transposed:
         return Transposed(self)
 
     def transpose(self) -> CompactArray:
@@ -284,7 +284,9 @@ class CompactArray(ABC):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.pop("out", (None,))[0]
         if ufunc is not np.matmul or method != "__call__" or kwargs or len(inputs) != 2:
-            raise TypeError(f"np.{ufunc.__name__}: expected ndarrays, got compact weights; only matmul takes them as they are")
+            raise TypeError(
+                f"np.{ufunc.__name__}: expected ndarrays, got compact weights; only matmul takes them as they are"
+            )
         left, right = inputs
         y = right.__rmatmul__(left) if isinstance(right, CompactArray) else left.__matmul__(right)
         if out is None:
@@ -304,7 +306,7 @@ class Transposed(CompactArray):
         self._base = base
 
     @property
-    def T(self) -> CompactArray:  # type: ignore[override]  # noqa: N802
+    def T(self) -> CompactArray:  # type: ignore[override]
         return self._base
 
     @classmethod
@@ -341,7 +343,7 @@ class Transposed(CompactArray):
         return np.ascontiguousarray(self._base.to_dense().T[start:stop])
 
     def take(self, ids: Any) -> F32:
-        return np.take(self.to_dense(), ids, axis=0)
+        return self.to_dense()[take_ids(ids, self._rows)]
 
     def codes(self) -> Array:
         return self._base.codes().T

@@ -22,8 +22,8 @@ NARROW_COLS = 65536  # block columns that uint16 indices can name
 class CompressedArray(CompactArray):
     """Rows of blocks, the blocks of a row side by side; everything else is 0.
 
-    ``indptr[i] : indptr[i + 1]`` are the blocks of block row i; ``indices`` are their block columns, rising; ``data`` their
-    values. int8 values have one float32 scale per row. Ragged edges are padded with zeros.
+    ``indptr[i] : indptr[i + 1]`` are the blocks of block row i; ``indices`` are their block columns, rising; ``data``
+    their values. int8 values have one float32 scale per row. Ragged edges are padded with zeros.
     """
 
     def __init__(
@@ -89,7 +89,9 @@ class CompressedArray(CompactArray):
         some = [a for a in arrays if isinstance(a, cls)]
         height = some[0].blocksize[0]
         if any(a._rows % height for a in some[:-1]):
-            raise ValueError(f"arrays: expected rows in multiples of the block's {height}, got {[a._rows for a in some]}")
+            raise ValueError(
+                f"arrays: expected rows in multiples of the block's {height}, got {[a._rows for a in some]}"
+            )
         starts = np.cumsum([0, *(len(a._indices) for a in some)])
         indptr = [a._indptr[1:] + start for a, start in zip(some, starts, strict=False)]
         scales = None if some[0]._scales is None else np.concatenate([a._scales for a in some if a._scales is not None])
@@ -146,7 +148,9 @@ class CompressedArray(CompactArray):
         tiles = np.zeros((last - first, height, block_cols, width), np.float32)
         row = np.repeat(np.arange(last - first), np.diff(self._indptr[first : last + 1]))
         tiles[row, :, self._indices[begin:end]] = self._blocks[begin:end]
-        w = tiles.reshape((last - first) * height, block_cols * width)[start - first * height : stop - first * height, : self._cols]
+        w = tiles.reshape((last - first) * height, block_cols * width)[
+            start - first * height : stop - first * height, : self._cols
+        ]
         if self._scales is not None:
             w = w * self._scales[start:stop, None]
         return np.ascontiguousarray(w)

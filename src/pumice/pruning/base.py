@@ -1,7 +1,7 @@
 """`prune`, and the registry of its methods.
 
-A method scores each weight; the lowest scores go first. What is removed together (a layer, a row, a whole model) and how
-much is decided here, the same for all methods.
+A method scores each weight; the lowest scores go first. What is removed together (a layer, a row, a whole model) and
+how much is decided here, the same for all methods.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.members import is_collection, is_weight, members, rebuild
 from pumice.errors import NonFiniteError
 from pumice.layouts import CompactArray
+from pumice.members import is_collection, is_weight, members, rebuild
 from pumice.options import check_choice
 
 Weights: TypeAlias = NDArray[np.floating[Any]]
@@ -126,11 +126,10 @@ def _weights(name: str, w: Any) -> Weights:
     return array
 
 
-def _masks(
-    scores: dict[Any, Weights], sparsity: float | None, threshold: float | None, scope: str
-) -> dict[Any, Mask]:
-    if sparsity is None:
+def _masks(scores: dict[Any, Weights], sparsity: float | None, threshold: float | None, scope: str) -> dict[Any, Mask]:
+    if threshold is not None:
         return {key: score >= threshold for key, score in scores.items()}
+    assert sparsity is not None  # `_check` saw to it
     if scope == "layer":
         return {key: keep_highest(score.reshape(-1), sparsity).reshape(score.shape) for key, score in scores.items()}
     if scope == "row":

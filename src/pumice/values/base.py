@@ -21,9 +21,9 @@ Arrays: TypeAlias = dict[str, Array]
 class Codec(ABC):
     """How each value of a weight is written.
 
-    A codec turns float32 row panels into named arrays and back; every array has the rows on axis 0, so that a matrix can be
-    encoded in row chunks. A new codec is one file with a subclass and `register`; with `form`, `encode` and `decode` it is
-    complete, and products decode row panels and call BLAS until it brings a kernel.
+    A codec turns float32 row panels into named arrays and back; every array has the rows on axis 0, so that a matrix
+    can be encoded in row chunks. A new codec is one file with a subclass and `register`; with `form`, `encode` and
+    `decode` it is complete, and products decode row panels and call BLAS until it brings a kernel.
     """
 
     name: ClassVar[str]

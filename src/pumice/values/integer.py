@@ -1,6 +1,7 @@
 """What integer codecs share: packed codes, scales per row or per group, and optional zeros.
 
-The rule (docs/formats.md, "Integers"): w = scale * (code - zero). Scales are rounded to their stored dtype before the codes.
+The rule (docs/formats.md, "Integers"): w = scale * (code - zero). Scales are rounded to their stored dtype before the
+codes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def stored_scales(exact: NDArray[np.floating[Any]], grouped: bool, scale_dtype: 
     if dtype not in (np.float16, np.float32):
         raise ValueError(f"scale_dtype: expected float16 or float32, got {dtype}")
     with np.errstate(over="ignore"):
-        scales = exact.astype(np.float32).astype(dtype)
+        scales: Array = exact.astype(np.float32).astype(dtype) + dtype.type(
+            0
+        )  # -0.0, of an all-zero group, becomes 0.0
     if not np.isfinite(scales).all():
         raise ValueError("scale_dtype: expected one that holds the scales, got float16, which overflows")
     return scales

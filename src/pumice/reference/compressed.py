@@ -1,0 +1,80 @@
+"""csr and bsr: compressed rows of R x C blocks that are not all 0. csr is the case of 1 x 1 blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.reference.base import F32, LAYOUTS, Definition, Integers, Parts
+from pumice.reference.integers import quantize
+from pumice.scheme import Scheme
+
+
+def block_of(scheme: Scheme) -> tuple[int, int]:
+    """(R, C): rows and columns of a block."""
+    height, width = scheme.numbers or (1, 1)
+    return height, width
+
+
+def stored_values(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32 | None]:
+    """The matrix of what is stored: w itself, or signed codes (rows, cols) with one float32 scale per row."""
+    if scheme.values == "float32":
+        return w, None
+    codes, scales, _ = quantize(w, bits=8)
+    return (codes.astype(np.int16) - 128).astype(np.int8), scales
+
+
+def encode(w: F32, scheme: Scheme) -> Parts:
+    height, width = block_of(scheme)
+    values, scales = stored_values(w, scheme)
+    (rows, cols), block_cols = w.shape, -(-w.shape[1] // width)
+    indptr, indices, data = [0], [], []
+    for top in range(0, rows, height):
+        for column in range(block_cols):
+            tile = values[top : top + height, column * width : (column + 1) * width]
+            if (tile != 0).any():  # -0.0 is a hole; so is a weight whose code is 0
+                block = np.zeros((height, width), values.dtype)  # ragged edges are padded
+                block[: tile.shape[0], : tile.shape[1]] = tile
+                indices.append(column)
+                data.append(block)
+        indptr.append(len(indices))
+    parts: Parts = {
+        "indptr": np.array(indptr, np.int64),
+        "indices": np.array(indices, np.uint16 if block_cols <= 65536 else np.uint32),
+        "data": np.array(data, values.dtype).reshape(-1, *scheme.numbers),
+    }
+    if scales is not None:
+        parts["scale"] = scales
+    return parts | {"shape": np.array([rows, cols], np.int64)}
+
+
+def scatter(parts: Parts, scheme: Scheme, rows: int, cols: int) -> NDArray[Any]:
+    """The matrix of stored values, 0 where nothing is stored."""
+    height, width = block_of(scheme)
+    block_cols, indptr = -(-cols // width), parts["indptr"]
+    values = np.zeros(((len(indptr) - 1) * height, block_cols * width), parts["data"].dtype)
+    for i in range(len(indptr) - 1):
+        for b in range(indptr[i], indptr[i + 1]):
+            left = int(parts["indices"][b]) * width
+            values[i * height : (i + 1) * height, left : left + width] = parts["data"][b]
+    return values[:rows, :cols]
+
+
+def integers(parts: Parts, scheme: Scheme, rows: int, cols: int) -> Integers | None:
+    if scheme.values == "float32":
+        return None
+    return Integers(scatter(parts, scheme, rows, cols).astype(np.int64), parts["scale"], max(cols, 1))
+
+
+def decode(parts: Parts, scheme: Scheme, rows: int, cols: int) -> F32:
+    w = scatter(parts, scheme, rows, cols).astype(np.float32)
+    if "scale" in parts:
+        with np.errstate(over="ignore", under="ignore"):
+            w = w * parts["scale"]
+    return w
+
+
+LAYOUTS["csr"] = Definition(encode, decode, integers)
+LAYOUTS["bsr"] = Definition(encode, decode, integers)
