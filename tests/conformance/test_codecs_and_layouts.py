@@ -6,13 +6,14 @@ import pickle
 
 import numpy as np
 import pytest
+
 from pumice import reference
 from pumice.errors import NonFiniteError
 from pumice.layouts import LAYOUTS, CompactArray, from_parts
 from pumice.scheme import Scheme
 
 from .cases import ENCODED_SHAPES, KINDS, expected_parts, schemes, weights
-from .tolerances import assert_same_bits, assert_same_parts
+from .tolerances import assert_same_parts
 
 every_scheme = pytest.mark.parametrize("scheme", schemes())
 every_kind = pytest.mark.parametrize("kind", KINDS)

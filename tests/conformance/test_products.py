@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
+
 from pumice import reference
 from pumice._core import native
 from pumice.layouts import LAYOUTS, CompactArray
@@ -63,11 +64,13 @@ def test_integer_products_have_the_bits_of_the_reference(scheme: str, mode: str,
             with options(prepack=prepack):
                 for batch in BATCHES:
                     first = 5 * batch % (65 - batch)
-                    y = array.linear(activations(cols)[first : first + batch], bias, mode)
-                    assert_same_bits(y, want[first : first + batch], (rows, cols, batch, prepack))
+                    rows_of_x, wanted = activations(cols)[first : first + batch], want[first : first + batch]
+                    for added, total in ((None, wanted), (bias, wanted + bias)):
+                        label = rows, cols, batch, prepack, "no bias" if added is None else "bias"
+                        assert_same_bits(array.linear(rows_of_x, added, mode), total, label)
 
 
-@lru_cache(maxsize=4)
+@cache
 def large(scheme: str, mode: str) -> tuple[CompactArray, np.ndarray, np.ndarray]:
     """A product that is cut in many chunks of rows: weights, x, and what it must give."""
     rows, cols = 700, 768

@@ -17,12 +17,12 @@ def product_bound(x: np.ndarray, w: np.ndarray, bias: np.ndarray, groups: int) -
     """|computed - exact| of x (batch, cols) @ w.T + bias in float32, in any order, fused or not.
 
     A term meets these roundings: decoding its weight (1), its product (1), at most cols - 1 sums inside its group, the
-    scale (1), a sum per group, the bias (1). What underflows adds at most one smallest float32 an operation, which a scale
-    or x beyond 1 can enlarge.
+    scale (1), a sum per group, the bias (1). What underflows adds at most one smallest float32 an operation, which a
+    scale or an x beyond 1 can enlarge.
     """
     cols = w.shape[1]
     size = np.abs(x) @ np.abs(w).T + np.abs(bias)
-    largest = max(1.0, float(np.abs(w).max(initial=0)))
+    largest = max(1.0, float(np.abs(w).max(initial=0)), float(np.abs(x).max(initial=0)))
     return gamma(cols + groups + 3) * size + 3 * (cols + 1) * SMALLEST * largest
 
 

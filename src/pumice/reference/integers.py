@@ -28,9 +28,9 @@ def exact_scale(w: F32, bits: int, asym: bool) -> F32:
     if asym:
         low, high = np.minimum(low, 0), np.maximum(high, 0)  # so that 0 has a code
         span = high.astype(np.float64) - low.astype(np.float64)
-        return (span / (2**bits - 1)).astype(np.float32)
+        return np.asarray(span / (2**bits - 1), np.float32)
     largest = np.where(np.abs(high) > np.abs(low), high, low)  # of largest magnitude, with its sign
-    return (largest / np.float32(-(2 ** (bits - 1)))).astype(np.float32)
+    return np.asarray(largest / np.float32(-(2 ** (bits - 1))), np.float32)
 
 
 def scale_dtype(exact: F32, grouped: bool) -> type[np.floating[Any]]:

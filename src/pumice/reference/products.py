@@ -50,8 +50,7 @@ def integer_product(x: F32, w: Integers, levels: int) -> F32:
         for b in range(start // BLOCK, -(-stop // BLOCK)):
             a, scale = blocks[b]
             first, last = max(start, b * BLOCK), min(stop, (b + 1) * BLOCK)
-            digits = a[:, first - b * BLOCK : last - b * BLOCK].astype(np.float64)
-            t = digits @ w.steps[:, first:last].T.astype(np.float64)  # integers below 2^29: exact in float64
+            t = a[:, first - b * BLOCK : last - b * BLOCK] @ w.steps[:, first:last].T  # integers, below 2^29
             s += t.astype(np.float32) * scale[:, None]
         total += s * w.scales[:, g]
     y[finite] = total
