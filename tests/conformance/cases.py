@@ -73,6 +73,8 @@ def weights(kind: str, rows: int, cols: int) -> np.ndarray:
         w[:, 16:32] = np.abs(w[:, 16:32])
         w[:, 32:48] = -np.abs(w[:, 32:48])
         w[4::5, :16] = 0
+        w[:, 48:96] = 1 + rng.integers(0, 128, w[:, 48:96].shape) * 2.0**-8  # half of them ties of bfloat16
+        w[:, 96:128] = 1 + rng.integers(0, 1024, w[:, 96:128].shape) * 2.0**-11  # and of float16
         w[0, 0], w[0, -1] = 60000.0, -60000.0
         w[-1, 0], w[-1, -1] = -60000.0, 60000.0
     if kind == "wide":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pumice import reference
-from pumice.errors import NonFiniteError
+from pumice.errors import FormatError, NonFiniteError
 from pumice.layouts import LAYOUTS, CompactArray, from_parts
 from pumice.scheme import Scheme
 
@@ -62,6 +62,22 @@ def test_parts_make_the_same_array_again(scheme: str) -> None:
         assert (again.scheme, again.shape) == (scheme, (rows, cols))
         assert_same_parts(again.parts(), array.parts())
         np.testing.assert_array_equal(again.to_dense(), array.to_dense(), strict=True)
+
+
+@every_scheme
+def test_parts_that_do_not_fit_are_refused(scheme: str) -> None:
+    array = encode(scheme, "sparse", 33, 129)
+    parts = array.parts()
+    bad = [parts | {"surplus": np.zeros(1)}]
+    for name, part in parts.items():
+        bad.append({other: parts[other] for other in parts if other != name})
+        if name != "shape":
+            bad.append(parts | {name: part.astype(np.complex64)})
+            bad.append(parts | {name: part[:-1]})
+            bad.append(parts | {name: part[..., None]})
+    for wrong in bad:
+        with pytest.raises(FormatError, match="expected"):
+            from_parts(scheme, array.shape, wrong)
 
 
 @every_scheme

@@ -47,8 +47,8 @@ def compressed_tensors_config(infos: Mapping[str, TensorInfo]) -> dict[str, Json
         "group_size": scheme.group,
         "dynamic": False,
     }
-    targets: list[Json] = sorted(name.removesuffix(WEIGHT) for name in compact)
-    ignore: list[Json] = sorted(
+    targets = sorted(name.removesuffix(WEIGHT) for name in compact)
+    ignore = sorted(
         name.removesuffix(WEIGHT)
         for name, info in infos.items()
         if name.endswith(WEIGHT) and len(info.shape) == 2 and name not in compact
@@ -57,6 +57,6 @@ def compressed_tensors_config(infos: Mapping[str, TensorInfo]) -> dict[str, Json
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": ignore,
-        "config_groups": {"group_0": {"targets": targets, "weights": weights}},
+        "ignore": [*ignore],
+        "config_groups": {"group_0": {"targets": [*targets], "weights": weights}},
     }
