@@ -1,0 +1,148 @@
+"""The examples: the tokenizer, the forward in plain NumPy, and the demo without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pumice as pm
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+minilm, wordpiece = example("minilm"), example("wordpiece")
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "float", "##ing", "##s", "stone", "!", "cafe", "don", "'", "t", "水", "$", "5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("Floating stones!", ["float", "##ing", "stone", "##s", "!"]),
+        ("CAFÉ", ["cafe"]),
+        ("don't", ["don", "'", "t"]),
+        ("水水", ["水", "水"]),
+        ("$5", ["$", "5"]),
+        ("stone\u200b \t\nstone", ["stone", "stone"]),
+        ("granite stone", ["[UNK]", "stone"]),
+        ("stone" + "s" * 100, ["[UNK]"]),
+        ("", []),
+    ],
+)
+def test_the_tokenizer_splits_as_bert_does(text: str, pieces: list[str]) -> None:
+    ids = wordpiece.WordPiece(PIECES).encode(text)
+    assert [PIECES[i] for i in ids] == ["[CLS]", *pieces, "[SEP]"]
+
+
+def test_the_tokenizer_cuts_at_the_limit() -> None:
+    ids = wordpiece.WordPiece(PIECES).encode("stone " * 50, limit=10)
+    assert len(ids) == 10
+    assert (ids[0], ids[-1]) == (2, 3)
+
+
+def made(width: int = 48, layers: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    model = {f"embeddings.{kind}_embeddings.weight": rng.normal(0, 0.5, (30, width)) for kind in ("word", "position")}
+    model["embeddings.token_type_embeddings.weight"] = rng.normal(0, 0.5, (2, width))
+    shapes = {"attention.self.query": (width, width), "attention.self.key": (width, width)}
+    shapes |= {"attention.self.value": (width, width), "attention.output.dense": (width, width)}
+    shapes |= {"intermediate.dense": (4 * width, width), "output.dense": (width, 4 * width)}
+    norms = ["embeddings.LayerNorm"]
+    for layer in range(layers):
+        for name, shape in shapes.items():
+            model[f"encoder.layer.{layer}.{name}.weight"] = rng.normal(0, 0.3, shape)
+            model[f"encoder.layer.{layer}.{name}.bias"] = rng.normal(0, 0.3, shape[0])
+        norms += [f"encoder.layer.{layer}.attention.output.LayerNorm", f"encoder.layer.{layer}.output.LayerNorm"]
+    for name in norms:
+        model[f"{name}.weight"], model[f"{name}.bias"] = rng.normal(1, 0.1, width), rng.normal(0, 0.1, width)
+    return {name: array.astype(np.float32) for name, array in model.items()}
+
+
+def slow_embedding(model: dict[str, np.ndarray], ids: list[int], layers: int = 2) -> np.ndarray:
+    """One sentence, token by token and head by head, in float64: the papers' formulas by themselves."""
+    m = {name: array.astype(np.float64) for name, array in model.items()}
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        return (x - x.mean()) / math.sqrt(x.var() + 1e-12) * m[f"{name}.weight"] + m[f"{name}.bias"]
+
+    def dense(name: str, x: np.ndarray) -> np.ndarray:
+        return m[f"{name}.weight"] @ x + m[f"{name}.bias"]
+
+    emb = "embeddings.{}_embeddings.weight"
+    xs = [m[emb.format("word")][t] + m[emb.format("position")][p] + m[emb.format("token_type")][0] for p, t in enumerate(ids)]
+    xs = [norm("embeddings.LayerNorm", x) for x in xs]
+    for layer in range(layers):
+        name = f"encoder.layer.{layer}"
+        q, k, v = ([dense(f"{name}.attention.self.{w}", x) for x in xs] for w in ("query", "key", "value"))
+        size = len(xs[0]) // 12
+        for i, x in enumerate(xs):
+            heads = []
+            for h in range(0, len(x), size):
+                scores = np.exp([q[i][h : h + size] @ key[h : h + size] / math.sqrt(size) for key in k])
+                heads.append(sum(s * value[h : h + size] for s, value in zip(scores / scores.sum(), v, strict=True)))
+            x = norm(f"{name}.attention.output.LayerNorm", x + dense(f"{name}.attention.output.dense", np.concatenate(heads)))
+            hidden = np.array([0.5 * u * (1 + math.erf(u / math.sqrt(2))) for u in dense(f"{name}.intermediate.dense", x)])
+            xs[i] = norm(f"{name}.output.LayerNorm", x + dense(f"{name}.output.dense", hidden))
+    mean = np.mean(xs, axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+SENTENCES = [[2, 5, 7, 3], [2, 9, 3], [2, 4, 4, 8, 20, 29, 3]]
+
+
+def test_the_forward_is_the_papers() -> None:
+    model = made()
+    expected = [slow_embedding(model, ids) for ids in SENTENCES]
+    np.testing.assert_allclose(minilm.embed(model, SENTENCES), expected, rtol=0, atol=2e-5)
+
+
+def test_a_compact_model_runs_in_the_same_forward() -> None:
+    model = made()
+    compact = pm.compress(model, "int8")
+    assert isinstance(compact["embeddings.word_embeddings.weight"], pm.DenseArray)
+    cosines = np.sum(minilm.embed(compact, SENTENCES) * minilm.embed(model, SENTENCES), axis=1)
+    assert cosines.min() > 0.999
+    decoded = {n: a.to_dense() if isinstance(a, pm.CompactArray) else a for n, a in compact.items()}
+    with pm.options(activations="float32"):
+        np.testing.assert_allclose(minilm.embed(compact, SENTENCES), minilm.embed(decoded, SENTENCES), atol=1e-5)
+
+
+def test_the_erf_of_the_gelu_is_as_good_as_it_says() -> None:
+    x = np.linspace(-8, 8, 4001, dtype=np.float32)
+    exact = np.array([0.5 * float(u) * (1 + math.erf(float(u) / math.sqrt(2))) for u in x])
+    # 1.5e-7 of the formula and a few roundings of float32, times |x| / 2.
+    assert (np.abs(minilm.gelu(x) - exact) <= (1.5e-7 + 8 * 2.0**-24) * np.abs(x) / 2 + 2.0**-40).all()
+
+
+@pytest.mark.parametrize(("strict", "code"), [("1", 3), ("0", 0)])
+def test_without_a_network_the_demo_says_so_and_runs_a_model_made_on_the_spot(strict: str, code: int, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PIP_INDEX_URL": "http://127.0.0.1:9",
+        "PIP_NO_INDEX": "1",
+        "PUMICE_CACHE": str(tmp_path / "cache"),
+        "PUMICE_DEMO_OUT": str(tmp_path / "out"),
+        "PUMICE_DEMO_STRICT": strict,
+    }
+    command = [sys.executable, str(EXAMPLES / "demo.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "no network" in done.stderr
+    assert "MODEL: made on the spot" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("float32", "int8", "int4-g32"))]
+    assert [row[0] for row in rows] == ["float32", "int8", "int4-g32"]
+    assert float(rows[1][4]) > 0.999
+    assert int(rows[2][1].replace(",", "")) < int(rows[0][1].replace(",", "")) / 3
