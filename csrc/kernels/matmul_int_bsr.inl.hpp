@@ -50,7 +50,7 @@ inline void int_bsr_row(const BlockSparse& w, int64_t begin, int64_t end, const 
           sum += static_cast<float>(t) * x.scales[block];
           t = 0;
         });
-    y[r] = sum * w.scales[r];
+    y[r] = 0.0f + sum * w.scales[r];  // y starts at +0: a negative scale must not make -0
   });
 }
 
@@ -80,7 +80,9 @@ inline void int_bsr_tile(const BlockSparse& w, int64_t begin, int64_t end, const
           }
         });
     float out[kSparseTile];
-    for (int i = 0; i < kTileVectors; ++i) store_f32(out + i * kLanes, mul(sums[i], set_f32(w.scales[r])));
+    for (int i = 0; i < kTileVectors; ++i) {
+      store_f32(out + i * kLanes, add(zero_f32(), mul(sums[i], set_f32(w.scales[r]))));
+    }
     for (int64_t m = 0; m < x.batch; ++m) y[m * y_stride + r] = out[m];
   });
 }
