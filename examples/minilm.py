@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pumice as pm
 from numpy.typing import NDArray
+
+import pumice as pm
 
 F32 = NDArray[np.float32]
 HEADS = 12

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pumice as pm
 import pytest
+
+import pumice as pm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -26,7 +27,24 @@ def example(name: str) -> ModuleType:
 
 
 minilm, wordpiece = example("minilm"), example("wordpiece")
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "float", "##ing", "##s", "stone", "!", "cafe", "don", "'", "t", "水", "$", "5"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "float",
+    "##ing",
+    "##s",
+    "stone",
+    "!",
+    "cafe",
+    "don",
+    "'",
+    "t",
+    "水",
+    "$",
+    "5",
+]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +101,10 @@ def slow_embedding(model: dict[str, np.ndarray], ids: list[int], layers: int = 2
         return m[f"{name}.weight"] @ x + m[f"{name}.bias"]
 
     emb = "embeddings.{}_embeddings.weight"
-    xs = [m[emb.format("word")][t] + m[emb.format("position")][p] + m[emb.format("token_type")][0] for p, t in enumerate(ids)]
+    xs = [
+        m[emb.format("word")][t] + m[emb.format("position")][p] + m[emb.format("token_type")][0]
+        for p, t in enumerate(ids)
+    ]
     xs = [norm("embeddings.LayerNorm", x) for x in xs]
     for layer in range(layers):
         name = f"encoder.layer.{layer}"
@@ -94,8 +115,12 @@ def slow_embedding(model: dict[str, np.ndarray], ids: list[int], layers: int = 2
             for h in range(0, len(x), size):
                 scores = np.exp([q[i][h : h + size] @ key[h : h + size] / math.sqrt(size) for key in k])
                 heads.append(sum(s * value[h : h + size] for s, value in zip(scores / scores.sum(), v, strict=True)))
-            x = norm(f"{name}.attention.output.LayerNorm", x + dense(f"{name}.attention.output.dense", np.concatenate(heads)))
-            hidden = np.array([0.5 * u * (1 + math.erf(u / math.sqrt(2))) for u in dense(f"{name}.intermediate.dense", x)])
+            x = norm(
+                f"{name}.attention.output.LayerNorm", x + dense(f"{name}.attention.output.dense", np.concatenate(heads))
+            )
+            hidden = np.array(
+                [0.5 * u * (1 + math.erf(u / math.sqrt(2))) for u in dense(f"{name}.intermediate.dense", x)]
+            )
             xs[i] = norm(f"{name}.output.LayerNorm", x + dense(f"{name}.output.dense", hidden))
     mean = np.mean(xs, axis=0)
     return mean / np.linalg.norm(mean)
@@ -129,7 +154,9 @@ def test_the_erf_of_the_gelu_is_as_good_as_it_says() -> None:
 
 
 @pytest.mark.parametrize(("strict", "code"), [("1", 3), ("0", 0)])
-def test_without_a_network_the_demo_says_so_and_runs_a_model_made_on_the_spot(strict: str, code: int, tmp_path: Path) -> None:
+def test_without_a_network_the_demo_says_so_and_runs_a_model_made_on_the_spot(
+    strict: str, code: int, tmp_path: Path
+) -> None:
     environment = os.environ | {
         "PIP_INDEX_URL": "http://127.0.0.1:9",
         "PIP_NO_INDEX": "1",

@@ -96,7 +96,7 @@ def sign(header: bytes) -> bytes:
 
 def header_digest_holds(header: Header) -> bool:
     """Whether the header's text is what its own digest says."""
-    digest = header.metadata["pumice.sha256"]
+    digest = header.metadata.get("pumice.sha256", "")
     blank = header.text.replace(f'"pumice.sha256":"{digest}"'.encode(), f'"pumice.sha256":"{BLANK_DIGEST}"'.encode(), 1)
     return hashlib.sha256(blank).hexdigest() == digest
 
