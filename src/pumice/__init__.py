@@ -21,8 +21,11 @@ from pumice.options import options
 from pumice.pruning import prune
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
+from pumice.threadpools import register as _register_threadpools
 
 __version__ = "0.1.0"
+
+_register_threadpools()
 
 __all__ = [
     "BSRArray",

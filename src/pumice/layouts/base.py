@@ -7,26 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pumice.errors import FormatError
-from pumice.layouts.operands import as_bias, as_matrix, check_out
+from pumice.layouts.indexing import bounds, take_ids
+from pumice.layouts.operands import as_array, as_bias, as_matrix, check_out
+from pumice.layouts.registry import LAYOUTS, from_parts
 from pumice.options import current
-from pumice.scheme import LayoutGrammar, Scheme, register_layout
+from pumice.scheme import LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays
 
 PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
 
 FILE_DTYPES = {"u1": "U8", "i1": "I8", "u2": "U16", "u4": "U32", "i4": "I32", "i8": "I64", "f2": "F16", "f4": "F32"}
-
-LAYOUTS: dict[str, type[CompactArray]] = {}
-
-
-def register(cls: type[CompactArray]) -> type[CompactArray]:
-    """Make a layout known under its name, to the grammar and to `from_parts`."""
-    LAYOUTS[cls.grammar.name] = cls
-    register_layout(cls.grammar)
-    return cls
 
 
 class CompactArray(ABC):
@@ -205,18 +196,35 @@ class CompactArray(ABC):
             if not -self._rows <= row < self._rows:
                 raise IndexError(f"index: expected a row below {self._rows}, got {row}")
             return self.take(np.array(row % self._rows))
-        rows = _bounds(keys[0], self._rows)
-        cols = _bounds(keys[1], self._cols) if len(keys) == 2 else slice(0, self._cols)
+        rows = bounds(keys[0], self._rows)
+        cols = bounds(keys[1], self._cols) if len(keys) == 2 else slice(0, self._cols)
         return self._slice(rows, cols)
 
     def __eq__(self, other: object) -> bool:
         raise TypeError("==: expected ndarrays, got a CompactArray; compare to_dense() or parts()")
+
+    def __bool__(self) -> bool:
+        raise ValueError("bool: expected an ndarray, got compact weights, whose truth is ambiguous; use len() or nnz")
 
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.scheme} {self.shape} {self.nbytes} bytes, "
             f"{self.bits_per_weight:.3g} bits per weight>"
         )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "scheme": self.scheme,
+            "shape": "x".join(map(str, self.shape)),
+            "bytes": f"{self.nbytes:,} ({4 * self.size:,} as float32)",
+            "bits per weight": f"{self.bits_per_weight:.3g}",
+            "density": f"{self.density:.3g}",
+        }
+        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>{type(self).__name__}</caption>{cells}</table>"
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self.resident_nbytes
 
     def __copy__(self) -> Self:
         return self
@@ -225,7 +233,7 @@ class CompactArray(ABC):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.scheme, self.shape, self.parts())
+        return from_parts, (self.scheme, self.shape, self.parts())
 
     # Products.
 
@@ -260,8 +268,9 @@ class CompactArray(ABC):
             yield start, stop, self.decode_rows(start, stop)
 
     def _decoded(self, x: F32, y: F32, bias: F32 | None) -> None:
-        for start, stop, panel in self._panels():
-            y[:, start:stop] = x @ panel.T
+        with np.errstate(all="ignore"):  # as our kernels: NaN and infinity are results, not events
+            for start, stop, panel in self._panels():
+                y[:, start:stop] = x @ panel.T
         if bias is not None:
             y += bias
 
@@ -271,8 +280,9 @@ class CompactArray(ABC):
             raise ValueError(f"w: expected a matrix, got shape {self.shape}")
         matrix, leading = as_matrix("x", x, self._rows)
         y = np.zeros((matrix.shape[0], self._cols), np.float32)
-        for start, stop, panel in self._panels():
-            y += matrix[:, start:stop] @ panel
+        with np.errstate(all="ignore"):
+            for start, stop, panel in self._panels():
+                y += matrix[:, start:stop] @ panel
         return y.reshape(*leading, self._cols)
 
     def __matmul__(self, x: Any) -> F32:  # w @ x
@@ -282,18 +292,22 @@ class CompactArray(ABC):
         return self._untransposed(x)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        out = kwargs.pop("out", (None,))[0]
-        if ufunc is not np.matmul or method != "__call__" or kwargs or len(inputs) != 2:
-            raise TypeError(
-                f"np.{ufunc.__name__}: expected ndarrays, got compact weights; only matmul takes them as they are"
-            )
+        if ufunc is not np.matmul or method != "__call__":
+            name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+            raise TypeError(f"np.{name}: expected ndarrays, got compact weights, which only np.matmul takes")
+        (out,) = kwargs.pop("out", (None,))
+        if kwargs:
+            raise TypeError(f"np.matmul: expected no option but out for compact weights, got {', '.join(kwargs)}")
         left, right = inputs
-        y = right.__rmatmul__(left) if isinstance(right, CompactArray) else left.__matmul__(right)
-        if out is None:
-            return y
-        check_out(out, y.shape)
-        out[...] = y
-        return out
+        return right._right_of(left, out) if isinstance(right, CompactArray) else left._left_of(right, out)
+
+    def _right_of(self, x: Any, out: Array | None) -> F32:
+        """x @ w."""
+        return _into(out, self._untransposed(x))
+
+    def _left_of(self, x: Any, out: Array | None) -> F32:
+        """w @ x."""
+        return _into(out, self @ x)
 
 
 class Transposed(CompactArray):
@@ -375,11 +389,7 @@ class Transposed(CompactArray):
         vector = as_bias(bias, self._rows)
         if vector is not None:
             y += vector
-        if out is None:
-            return y
-        check_out(out, y.shape)
-        out[...] = y
-        return out
+        return _into(out, y)
 
     def __matmul__(self, x: Any) -> F32:  # w.T @ x
         return _swapped(self._base._untransposed, x)
@@ -387,74 +397,25 @@ class Transposed(CompactArray):
     def __rmatmul__(self, x: Any) -> F32:  # x @ w.T
         return self._base.linear(x)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        out = kwargs.get("out", (None,))[0]
-        if ufunc is np.matmul and method == "__call__" and inputs[-1] is self and set(kwargs) == {"out"}:
-            return self._base.linear(inputs[0], out=out)
-        return super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
+    def _right_of(self, x: Any, out: Array | None) -> F32:
+        return self._base.linear(x, out=out)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Transposed, (self._base,)
 
 
+def _into(out: Array | None, y: F32) -> F32:
+    """y, in `out` if there is one."""
+    if out is None:
+        return y
+    check_out(out, y.shape)
+    out[...] = y
+    return out
+
+
 def _swapped(product: Any, x: Any) -> F32:
     """w @ x for x (..., cols, n) or (cols,), from a product that takes rows."""
-    array = np.asarray(x)
+    array = as_array("x", x)
     if array.ndim < 2:
         return product(array)  # type: ignore[no-any-return]
     return np.swapaxes(product(np.swapaxes(array, -1, -2)), -1, -2)
-
-
-def _bounds(key: Any, size: int) -> slice:
-    """A slice with step 1 as plain bounds."""
-    if not isinstance(key, slice):
-        raise IndexError(f"index: expected slices (or take(ids) for rows), got {key!r}")
-    start, stop, step = key.indices(size)
-    if step != 1:
-        raise IndexError(f"index: expected step 1, got {step}")
-    return slice(start, max(start, stop))
-
-
-def from_parts(scheme: str | Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> CompactArray:
-    """Build an array from its stored parts. Everything is validated; FormatError names the part and the rule.
-
-    Parameters
-    ----------
-    scheme : str
-        Such as ``"int4-g128"``.
-    shape : tuple of int
-        The logical shape, at least two dimensions.
-    parts : mapping of str to ndarray
-        As `CompactArray.parts` gives them. Index parts are copied, since a caller could change them afterwards.
-
-    Examples
-    --------
-    >>> import numpy as np, pumice as pm
-    >>> w = pm.compress(np.eye(4, 32), "int8")
-    >>> from_parts(w.scheme, w.shape, w.parts())
-    <DenseArray int8 (4, 32) 160 bytes, 10 bits per weight>
-    """
-    parsed = Scheme.parse(scheme)
-    shape = tuple(int(n) for n in shape)
-    if len(shape) < 2 or any(n < 0 for n in shape):
-        raise FormatError(None, "shape", "at least two dimensions", shape)
-    stored = parts.get("shape")
-    if stored is not None and (stored.dtype != np.int64 or tuple(stored.tolist()) != shape):
-        raise FormatError(None, "shape", f"int64 {list(shape)}", f"{stored.dtype} {stored.tolist()}")
-    return LAYOUTS[parsed.layout].from_parts(parsed, shape, parts)
-
-
-def _rebuild(scheme: str, shape: tuple[int, ...], parts: Arrays) -> CompactArray:
-    return from_parts(scheme, shape, parts)
-
-
-def take_ids(ids: Any, rows: int) -> NDArray[np.int64]:
-    """Row numbers as int64 within 0 .. rows - 1; negative ones count from the end."""
-    array = np.asarray(ids)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"ids: expected integers, got {array.dtype}")
-    array = array.astype(np.int64)
-    bad = (array < -rows) | (array >= rows)
-    if bad.any():
-        raise IndexError(f"ids: expected rows below {rows}, got {array[bad].flat[0]}")
-    return np.where(array < 0, array + rows, array)

@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from pumice.layouts.base import register
 from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
+from pumice.layouts.registry import register
 from pumice.scheme import LayoutGrammar, Scheme
 
 
@@ -27,19 +27,22 @@ class BSRArray(CompressedArray):
 
     @classmethod
     def from_scipy(cls, matrix: Any, blocksize: tuple[int, int] | None = None) -> Self:
-        """Any SciPy sparse matrix or array, as ``bsr`` in float32, with the matrix's own blocks or those given."""
+        """Any SciPy sparse matrix or array, as ``bsr`` in float32, with its own blocks or those given.
+
+        float32 data is shared.
+        """
         matrix = sorted_scipy(matrix.tobsr(blocksize))
         height, width = matrix.blocksize
         parts = {
             "indptr": matrix.indptr.astype(np.int64),
             "indices": matrix.indices.astype(index_dtype(matrix.shape[1] // width)),
-            "data": matrix.data.astype(np.float32),
+            "data": matrix.data.astype(np.float32, copy=False),
             "shape": np.array(matrix.shape, np.int64),
         }
         return cls.from_parts(Scheme("bsr", (int(height), int(width))), matrix.shape, parts)
 
     def to_scipy(self) -> Any:
-        """A `scipy.sparse.bsr_array` in float32, its ragged edges padded to whole blocks."""
+        """A `scipy.sparse.bsr_array` in float32, its ragged edges padded to whole blocks; float32 data is shared."""
         from scipy.sparse import bsr_array
 
         height, width = self.blocksize

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.errors import FormatError
-from pumice.layouts.base import CompactArray, take_ids
+from pumice.layouts.base import CompactArray
 from pumice.layouts.dense import is_mapped
+from pumice.layouts.indexing import take_ids
+from pumice.layouts.operands import frozen
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
 
@@ -112,28 +114,28 @@ class CompressedArray(CompactArray):
     @property
     def indptr(self) -> NDArray[np.int64]:
         """int64 (block rows + 1,), read-only."""
-        return _frozen(self._indptr)
+        return frozen(self._indptr)
 
     @property
     def indices(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """Block columns: uint16, or uint32 beyond 65536 of them; read-only."""
-        return _frozen(self._indices)
+        return frozen(self._indices)
 
     @property
     def data(self) -> Array:
         """The stored values, float32 or int8 codes, read-only."""
-        return _frozen(self._blocks.reshape(-1, *self._block_shape(self._scheme)))
+        return frozen(self._blocks.reshape(-1, *self._block_shape(self._scheme)))
 
     @property
     def scales(self) -> F32 | None:
         """One float32 per row for int8 values, else None."""
-        return None if self._scales is None else _frozen(self._scales)
+        return None if self._scales is None else frozen(self._scales)
 
     def parts(self) -> Arrays:
         parts = {"indptr": self.indptr, "indices": self.indices, "data": self.data}
         if self._scales is not None:
-            parts["scale"] = _frozen(self._scales[:, None])
-        return parts | {"shape": np.array(self._shape, np.int64)}
+            parts["scale"] = frozen(self._scales[:, None])
+        return parts | {"shape": frozen(np.array(self._shape, np.int64))}
 
     def blocks(self, written: Mapping[str, int], shape: tuple[int, ...]) -> Arrays:
         blocks = super().blocks(written, shape)
@@ -211,7 +213,7 @@ class CompressedArray(CompactArray):
     def _decoded_blocks(self) -> Array:
         """`data` in float32, scales applied: (blocks, R, C)."""
         if self._scales is None:
-            return self._blocks
+            return frozen(self._blocks)
         height = self.blocksize[0]
         row = np.repeat(np.arange(len(self._indptr) - 1), np.diff(self._indptr))
         padded = np.zeros((len(self._indptr) - 1) * height, np.float32)
@@ -228,12 +230,6 @@ def block_of(scheme: Scheme) -> tuple[int, int]:
 def index_dtype(block_cols: int) -> Any:
     """uint16 if and only if every block column fits."""
     return np.uint16 if block_cols <= NARROW_COLS else np.uint32
-
-
-def _frozen(array: Array) -> Array:
-    view = array.view()
-    view.setflags(write=False)
-    return view
 
 
 def _check(parts: Mapping[str, Array], name: str, dtype: Any, shape: tuple[int, ...]) -> None:

@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from pumice.layouts.base import register
 from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
+from pumice.layouts.registry import register
 from pumice.scheme import LayoutGrammar, Scheme
 
 
@@ -31,7 +31,10 @@ class CSRArray(CompressedArray):
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Self:
-        """Any SciPy sparse matrix or array, as ``csr`` in float32; stored zeros become holes."""
+        """Any SciPy sparse matrix or array, as ``csr`` in float32; stored zeros become holes.
+
+        float32 data is shared.
+        """
         matrix = sorted_scipy(matrix.tocsr())
         if not matrix.data.all():
             matrix = matrix.copy()
@@ -39,13 +42,16 @@ class CSRArray(CompressedArray):
         parts = {
             "indptr": matrix.indptr.astype(np.int64),
             "indices": matrix.indices.astype(index_dtype(matrix.shape[1])),
-            "data": matrix.data.astype(np.float32),
+            "data": matrix.data.astype(np.float32, copy=False),
             "shape": np.array(matrix.shape, np.int64),
         }
         return cls.from_parts(Scheme("csr"), matrix.shape, parts)
 
     def to_scipy(self) -> Any:
-        """A `scipy.sparse.csr_array` in float32. SciPy (``pip install pumice[scipy]``) is needed here only."""
+        """A `scipy.sparse.csr_array` in float32; float32 data is shared, read-only.
+
+        SciPy (``pip install pumice[scipy]``) is needed here only.
+        """
         from scipy.sparse import csr_array
 
         index = np.int32 if max(self.nnz, self._cols) < 2**31 else np.int64

@@ -9,7 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from pumice.layouts.base import CompactArray, register, take_ids
+from pumice.layouts.base import CompactArray
+from pumice.layouts.indexing import take_ids
+from pumice.layouts.operands import frozen
+from pumice.layouts.registry import register
 from pumice.options import current
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
@@ -159,7 +162,8 @@ class DenseArray(CompactArray):
         return {name: array[start:stop] for name, array in (self._mapped or form.arrays).items()}
 
     def parts(self) -> Arrays:
-        return self._codec.to_parts(self._canonical(), self._shape)
+        parts = self._codec.to_parts(self._canonical(), self._shape)
+        return {name: frozen(part) for name, part in parts.items()}
 
     def part_dtype(self, part: str) -> str:
         return self._codec.file_dtypes.get(part) or super().part_dtype(part)

@@ -7,13 +7,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.values.base import F32
+from pumice.values.base import F32, Array
+
+
+def frozen(array: Array) -> Array:
+    """A read-only view."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as an ndarray, without a copy where it has one: lists, NumPy's protocol, DLPack (CPU)."""
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise TypeError(f"{name}: expected an array in CPU memory, got {type(value).__name__}: {error}") from error
+    return np.asarray(value)
 
 
 def as_float32(name: str, value: Any) -> F32:
     """`value` as a float32 array; a copy only where one is needed. Raises TypeError for what is not a real number."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
+    array = as_array(name, value)
+    extended = array.dtype.type.__module__ == "ml_dtypes"  # bfloat16, float8 and the like cast as NumPy's own do
+    if array.dtype.kind not in "fiub" and not extended:
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     return array.astype(np.float32, copy=False)
 

@@ -22,13 +22,14 @@ class Float32(Codec):
         return {"": w.copy()}
 
     def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:
-        return np.asarray(arrays[""], np.float32)
+        return arrays[""].astype(np.float32)  # a copy: callers may write to what they decode
 
     def kernel(self, batch: int, activations: str) -> str | None:
         return "BLAS"
 
     def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        np.matmul(x, arrays[""].T, out=y)
+        with np.errstate(all="ignore"):  # as our kernels: NaN and infinity are results, not events
+            np.matmul(x, arrays[""].T, out=y)
         if bias is not None:
             y += bias
 
