@@ -46,7 +46,8 @@ def test_array_gives_a_new_float32_array_of_any_dtype_asked_for(w: pm.CompactArr
 
 def test_matmul_with_out_returns_out(w: pm.CompactArray) -> None:
     cases: list[tuple[Any, Any, tuple[int, ...]]] = [
-        (X, w.T, (5, 48)), (w, X.T, (48, 5)), (Z, w, (3, 64)), (w.T, Z.T, (64, 3)), (X[0], w.T, (48,)), (w, X[0], (48,)),
+        (X, w.T, (5, 48)), (w, X.T, (48, 5)), (Z, w, (3, 64)),
+        (w.T, Z.T, (64, 3)), (X[0], w.T, (48,)), (w, X[0], (48,)),
     ]  # fmt: skip
     for left, right, shape in cases:
         out = np.empty(shape, np.float32)

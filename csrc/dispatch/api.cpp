@@ -230,19 +230,37 @@ Status matmul_bsr_tile(const BlockSparse& w, const Operands& io, int64_t first, 
   return Status::kOk;
 }
 
+// Whether each index is above the one before it. The flag has the width of an index, so that compilers vectorise.
+template <class Index>
+bool rises(const Index* indices, int64_t count) noexcept {
+  Index falls = 0;
+  for (int64_t i = 1; i < count; ++i) falls = static_cast<Index>(falls | (indices[i - 1] >= indices[i] ? 1 : 0));
+  return falls == 0;
+}
+
 template <class Index>
 Fault check_rows(const int64_t* indptr, int64_t block_rows, const Index* indices, int64_t count,
                  int64_t block_cols) noexcept {
   if (indptr[0] != 0) return {1, 0};
   for (int64_t row = 0; row < block_rows; ++row) {
-    const int64_t begin = indptr[row], end = indptr[row + 1];
-    if (end < begin || end > count) return {1, row};
-    bool rising = true;
-    for (int64_t i = begin + 1; i < end; ++i) rising &= indices[i - 1] < indices[i];
-    if (!rising) return {3, row};
-    if (end > begin && static_cast<int64_t>(indices[end - 1]) >= block_cols) return {2, row};
+    if (indptr[row + 1] < indptr[row] || indptr[row + 1] > count) return {1, row};
   }
-  return indptr[block_rows] == count ? Fault{0, -1} : Fault{1, block_rows};
+  if (indptr[block_rows] != count) return {1, block_rows};
+  std::atomic<int64_t> first_bad{block_rows};
+  on_pool(indptr, block_rows, count * static_cast<int64_t>(sizeof(Index)), [&](Range range) {
+    for (int64_t row = range.begin; row < range.end; ++row) {
+      const int64_t begin = indptr[row], end = indptr[row + 1];
+      if (begin == end || (rises(indices + begin, end - begin) && indices[end - 1] < block_cols)) continue;
+      int64_t known = first_bad.load();
+      while (row < known && !first_bad.compare_exchange_weak(known, row)) {
+      }
+      return;
+    }
+  });
+  const int64_t row = first_bad.load();
+  if (row == block_rows) return {0, -1};
+  const int64_t begin = indptr[row], end = indptr[row + 1];
+  return {rises(indices + begin, end - begin) ? 2 : 3, row};
 }
 
 }  // namespace
