@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -33,7 +34,7 @@ class CompactArray(ABC):
 
     def __init__(self, scheme: Scheme, shape: tuple[int, ...]) -> None:
         self._scheme, self._shape = scheme, shape
-        self._rows, self._cols = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+        self._rows, self._cols = shape[0], math.prod(shape[1:])
 
     # What a layout defines.
 
@@ -247,17 +248,17 @@ class CompactArray(ABC):
         shape = (*leading, self._rows)
         if out is not None:
             check_out(out, shape)
-        direct = out is not None and out.flags.c_contiguous and not np.may_share_memory(out, matrix)
-        y = out.reshape(matrix.shape[0], self._rows) if direct and out is not None else None
-        if y is None:
-            y = np.empty((matrix.shape[0], self._rows), np.float32)
-        if self.kernel(matrix.shape[0], activations) is None:
+        batch = matrix.shape[0]
+        # Kernels write y where it lies in one piece apart from x.
+        direct = out if out is not None and out.flags.c_contiguous and not np.may_share_memory(out, matrix) else None
+        y = np.empty((batch, self._rows), np.float32) if direct is None else direct.reshape(batch, self._rows)
+        if self.kernel(batch, activations) is None:
             self._decoded(matrix, y, vector)
         else:
             self._fused(matrix, y, vector, activations)
         if out is None:
-            return y.reshape(shape)
-        if not direct:
+            return y if len(shape) == 2 else y.reshape(shape)
+        if direct is None:
             out[...] = y.reshape(shape)
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ def frozen(array: Array) -> Array:
 
 def as_array(name: str, value: Any) -> Array:
     """`value` as an ndarray, without a copy where it has one: lists, NumPy's protocol, DLPack (CPU)."""
+    if isinstance(value, np.ndarray):
+        return value
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
@@ -30,10 +33,12 @@ def as_array(name: str, value: Any) -> Array:
 def as_float32(name: str, value: Any) -> F32:
     """`value` as a float32 array; a copy only where one is needed. Raises TypeError for what is not a real number."""
     array = as_array(name, value)
-    extended = array.dtype.type.__module__ == "ml_dtypes"  # bfloat16, float8 and the like cast as NumPy's own do
-    if array.dtype.kind not in "fiub" and not extended:
+    if array.dtype == np.float32:
+        return array.astype(np.float32, copy=False)  # what is left is the byte order
+    # bfloat16, float8 and the like of ml_dtypes cast as NumPy's own do.
+    if array.dtype.kind not in "fiub" and array.dtype.type.__module__ != "ml_dtypes":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    return array.astype(np.float32, copy=False)
+    return array.astype(np.float32)
 
 
 def as_matrix(name: str, x: Any, cols: int) -> tuple[F32, tuple[int, ...]]:
@@ -42,8 +47,9 @@ def as_matrix(name: str, x: Any, cols: int) -> tuple[F32, tuple[int, ...]]:
     if array.ndim == 0 or array.shape[-1] != cols:
         raise ValueError(f"{name}: expected shape (..., {cols}), got {array.shape}")
     leading = array.shape[:-1]
-    batch = int(np.prod(leading, dtype=np.int64))
-    return np.ascontiguousarray(array.reshape(batch, cols)), leading
+    if array.ndim != 2:
+        array = array.reshape(math.prod(leading), cols)
+    return np.ascontiguousarray(array), leading
 
 
 def as_bias(bias: Any, rows: int) -> F32 | None:
