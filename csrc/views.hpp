@@ -65,19 +65,18 @@ struct BlockSparse {
 //
 // codes:  a[row][padded]: int16, columns in order; `padded` = cols rounded up to whole blocks, the rest 0
 // scales: as[row][block]
-// even, odd: what the dense kernels multiply, 4 bytes a quad (4 columns that meet one 32-bit lane of codes):
-//         an ISA with byte dot products keeps the two int8 digits, hi in `even` and lo in `odd`; the others keep the
-//         int16 pairs (a0, a2) in `even` and (a1, a3) in `odd`. Within a block of 128 columns the quads are
-//         ordered [parity][word], because a word of int4 codes holds the even columns of 8 in its low nibbles.
-// sums:   sum of a over each segment: min(group, 128) columns
+// quads:  what the dense kernels multiply: [tile of `height` rows][word][parity][plane][row of the tile], 4 bytes each, so
+//         that a tile is read in one run. A quad is 4 columns that meet one 32-bit lane of codes; a word of int4 codes
+//         holds the even columns of 8 in its low nibbles, hence the parities. Planes: an ISA with byte dot products has
+//         the int8 digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
+// starts: -zero * (sum of a) over each segment, min(group, 128) columns; with zeros of their own per group, zero is 1 here
 struct QuantizedRows {
   int16_t* codes;
   float* scales;
-  uint8_t* even;
-  uint8_t* odd;
-  int32_t* sums;
+  uint8_t* quads;
+  int32_t* starts;
   uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its codes and scales are all 0
-  int64_t padded, blocks, segments;
+  int64_t padded, blocks, segments, height;
 };
 
 // x and y of one product, both C-contiguous.

@@ -14,6 +14,7 @@ namespace pumice::api {
 namespace {
 
 constexpr int64_t kBatchChunk = 256;      // rows of x whose quantized form is held at a time
+constexpr int64_t kTilePanels = 2;           // panels that matmul_int gets at a time
 constexpr int64_t kEncodeBytesPerCode = 40;  // of parallel_for's cost: encoding computes longer than it reads
 
 // Aligned scratch that is freed at the end of the scope; `get` is null if there is no memory.
@@ -84,19 +85,18 @@ QuantizedRows carve(Carver& carver, int64_t batch, int64_t cols, int64_t segment
   a.scales = carver.take<float>(batch * a.blocks);
   a.finite = carver.take<uint8_t>(batch);
   if (spread) {
-    a.even = carver.take<uint8_t>(batch * a.padded);
-    a.odd = carver.take<uint8_t>(batch * a.padded);
-    a.sums = carver.take<int32_t>(batch * a.segments);
+    a.quads = carver.take<uint8_t>(batch * a.padded * 2);
+    a.starts = carver.take<int32_t>(batch * a.segments);
   }
   return a;
 }
 
-// A view of one panel of `w`. The canonical form is transposed into `scratch` first, so that both forms meet the same
-// kernel and give the same bits.
-DenseInt panel_of(const DenseInt& w, int64_t panel, uint8_t* scratch) noexcept {
-  const int64_t words = words_of(w), groups = groups_of(w), size = w.half_scales ? 2 : 4;
+// A view of up to `panels` panels of `w` from row `first` on. The canonical form is transposed into `scratch` first, so
+// that both forms meet the same kernel and give the same bits.
+DenseInt tile_of(const DenseInt& w, int64_t first, int64_t panels, uint8_t* scratch) noexcept {
+  const int64_t words = words_of(w), groups = groups_of(w), size = w.half_scales ? 2 : 4, panel = first / kPanelRows;
   DenseInt view = w;
-  view.rows = std::min(kPanelRows, w.rows - panel * kPanelRows);
+  view.rows = std::min(panels * kPanelRows, w.rows - first);
   view.prepacked = true;
   if (w.prepacked) {
     view.codes = w.codes + panel * words * kPanelRows * 4;
@@ -104,49 +104,46 @@ DenseInt panel_of(const DenseInt& w, int64_t panel, uint8_t* scratch) noexcept {
     if (w.zeros) view.zeros = w.zeros + panel * groups * kPanelRows;
     return view;
   }
+  const int64_t per_group = panels * groups * kPanelRows;
   Carver carver(scratch);
-  uint8_t* codes = carver.take<uint8_t>(words * kPanelRows * 4);
-  uint8_t* scales = carver.take<uint8_t>(groups * kPanelRows * size);
-  uint8_t* zeros = carver.take<uint8_t>(groups * kPanelRows);
-  const int64_t first = panel * kPanelRows;
-  formats::prepack(w.codes + first * words * 4, view.rows, words, 0, 1, codes);
-  std::memset(scales, 0, static_cast<size_t>(groups * kPanelRows * size));
+  uint8_t* codes = carver.take<uint8_t>(panels * words * kPanelRows * 4);
+  uint8_t* scales = carver.take<uint8_t>(per_group * size);
+  uint8_t* zeros = carver.take<uint8_t>(per_group);
+  formats::prepack(w.codes + first * words * 4, view.rows, words, 0, ceil_div(view.rows, kPanelRows), codes);
+  std::memset(scales, 0, static_cast<size_t>(per_group * size));
+  std::memset(zeros, 0, static_cast<size_t>(per_group));
   for (int64_t r = 0; r < view.rows; ++r) {
     for (int64_t g = 0; g < groups; ++g) {
-      std::memcpy(scales + (g * kPanelRows + r) * size,
-                  static_cast<const uint8_t*>(w.scales) + ((first + r) * groups + g) * size, static_cast<size_t>(size));
-      if (w.zeros) zeros[g * kPanelRows + r] = w.zeros[(first + r) * groups + g];
+      const int64_t from = (first + r) * groups + g;
+      const int64_t to = (r / kPanelRows * groups + g) * kPanelRows + r % kPanelRows;
+      std::memcpy(scales + to * size, static_cast<const uint8_t*>(w.scales) + from * size, static_cast<size_t>(size));
+      if (w.zeros) zeros[to] = w.zeros[from];
     }
   }
   view.codes = codes;
   view.scales = scales;
-  if (w.zeros) {
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t r = view.rows; r < kPanelRows; ++r) zeros[g * kPanelRows + r] = 0;
-    }
-    view.zeros = zeros;
-  }
+  if (w.zeros) view.zeros = zeros;
   return view;
 }
 
-int64_t panel_scratch_bytes(const DenseInt& w) noexcept {
+int64_t tile_scratch_bytes(const DenseInt& w, int64_t panels) noexcept {
   if (w.prepacked) return 0;
-  return (words_of(w) * 4 + groups_of(w) * 5) * kPanelRows + 4 * 64;
+  return (words_of(w) * 4 + groups_of(w) * 5) * kPanelRows * panels + 4 * 64;
 }
 
-// Runs `kernel(panel view, first row)` over all panels of w.
+// Runs `kernel(view, first row)` over all rows of w, `panels` panels at a time.
 template <class Kernel>
-Status for_panels(const DenseInt& w, int64_t batch, const Kernel& kernel) noexcept {
+Status for_tiles(const DenseInt& w, int64_t batch, int64_t panels, const Kernel& kernel) noexcept {
   std::atomic<bool> no_memory{false};
-  const int64_t bytes = w.rows * words_of(w) * 4;
-  on_pool(w.rows, kPanelRows, bytes * std::max<int64_t>(1, batch / 4), [&](Range range) {
-    Workspace scratch(panel_scratch_bytes(w));
+  const int64_t bytes = w.rows * words_of(w) * 4, step = panels * kPanelRows;
+  on_pool(w.rows, step, bytes * std::max<int64_t>(1, batch / 4), [&](Range range) {
+    Workspace scratch(tile_scratch_bytes(w, panels));
     if (!scratch.get()) {
       no_memory.store(true);
       return;
     }
-    for (int64_t row = range.begin; row < range.end; row += kPanelRows) {
-      kernel(panel_of(w, row / kPanelRows, scratch.get()), row);
+    for (int64_t row = range.begin; row < range.end; row += step) {
+      kernel(tile_of(w, row, panels, scratch.get()), row);
     }
   });
   return no_memory.load() ? Status::kNoMemory : Status::kOk;
@@ -161,15 +158,16 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
   Workspace memory(measure.used());
   if (!memory.get()) return Status::kNoMemory;
   Carver carver(memory.get());
-  const QuantizedRows a = carve(carver, batch, w.cols, segment, true);
+  QuantizedRows a = carve(carver, batch, w.cols, segment, true);
+  a.height = kernel.tile_height(batch, two_digits);
   on_pool(batch, 1, batch * w.cols * 8, [&](Range range) {
     for (int64_t m = range.begin; m < range.end; ++m) {
       kernel.quantize_row(io.x + (first + m) * w.cols, w.cols, two_digits, a, m);
-      kernel.spread_row(a, m, w.bits, segment, two_digits);
+      kernel.spread_row(a, batch, m, w.bits, segment, w.zeros ? 1 : 1 << (w.bits - 1), two_digits);
     }
   });
-  const Status status = for_panels(w, batch, [&](const DenseInt& panel, int64_t row) {
-    kernel.matmul_int(panel, a, batch, segment, two_digits, io.y + first * w.rows + row, w.rows);
+  const Status status = for_tiles(w, batch, kTilePanels, [&](const DenseInt& tile, int64_t row) {
+    kernel.matmul_int(tile, a, batch, segment, two_digits, io.y + first * w.rows + row, w.rows);
   });
   finish_rows(io, w.rows, a.finite, first, batch);
   return status;
@@ -295,7 +293,7 @@ Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
   if (w.rows == 0 || io.batch == 0) return Status::kOk;
   if (mode == Activations::kFloat32) {
     const KernelTable& kernel = kernels();
-    const Status status = for_panels(w, io.batch, [&](const DenseInt& panel, int64_t row) {
+    const Status status = for_tiles(w, io.batch, 1, [&](const DenseInt& panel, int64_t row) {
       kernel.matmul_f32_int(panel, io.x, io.batch, io.y + row, w.rows);
     });
     finish_rows(io, w.rows, nullptr, 0, io.batch);

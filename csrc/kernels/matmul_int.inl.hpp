@@ -1,8 +1,8 @@
 // matmul_int: y = x w^T for prepacked integer weights and integer activations.
 //
-// Lanes are the rows of a panel; one word of codes meets one broadcast quad of activations, so there are no
-// horizontal sums. Up to kMaxRows rows of x share the unpacked codes. Bound by memory for small batches: each
-// panel is read once per kMaxRows rows of x, from cache after the first time.
+// Lanes are rows of w; one word of codes meets one broadcast quad of activations, so there are no horizontal sums. A tile is
+// up to kTileRows rows of x against kTilePanels panels: a quad is loaded once for all its panels, a code is unpacked once
+// for all its rows. Bound by memory for small batches: a panel is read once per row tile, from cache after the first time.
 //
 //   y[m][n] = sum over groups of scale * (sum over the group's segments of float(t) * as),
 //   t = sum over the segment of (code - zero) * a, exact in int32
@@ -16,8 +16,9 @@
 namespace pumice::PUMICE_ISA {
 namespace {
 
-constexpr int kSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors that hold one row of a panel
-constexpr int kAhead = 4096;                                    // bytes of prefetch
+constexpr int kPanelSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors that hold one row of a panel
+constexpr int kSlices = kPanelSlices * kTilePanels;
+constexpr int kAhead = 4096;  // bytes of prefetch
 
 inline F32 load_scales(const DenseInt& w, int64_t at) {
   return w.half_scales ? load_half(static_cast<const uint16_t*>(w.scales) + at)
@@ -27,121 +28,174 @@ inline F32 load_scales(const DenseInt& w, int64_t at) {
 // Stores the lanes of a panel that are rows of w.
 inline void store_panel(const F32* y, int64_t rows, float* out) {
   if (rows >= kPanelRows) {
-    for (int s = 0; s < kSlices; ++s) store_f32(out + s * kLanes, y[s]);
+    for (int s = 0; s < kPanelSlices; ++s) store_f32(out + s * kLanes, y[s]);
     return;
   }
   float all[kPanelRows];
-  for (int s = 0; s < kSlices; ++s) store_f32(all + s * kLanes, y[s]);
+  for (int s = 0; s < kPanelSlices; ++s) store_f32(all + s * kLanes, y[s]);
   for (int64_t i = 0; i < rows; ++i) out[i] = all[i];
 }
 
-// One word of a panel against kRows rows of x. `quad` is the offset in bytes of the word's first quad within a row of planes.
-// Two chains of sums hide the latency of a dot product where there are registers for them.
+// Where slice s of a tile starts. A tile with one panel left reads that panel again in place of the next.
+struct Tile {
+  const DenseInt& w;
+  int64_t groups;
+  int64_t codes_stride;   // bytes from a panel to the next
+  int64_t groups_stride;  // scales, or zeros, likewise
+
+  explicit Tile(const DenseInt& view) : w(view), groups(groups_of(view)) {
+    const bool whole = view.rows > kPanelRows;
+    codes_stride = whole ? words_of(view) * kPanelRows * 4 : 0;
+    groups_stride = whole ? groups * kPanelRows : 0;
+  }
+  const uint8_t* codes(int s) const {
+    return w.codes + s / kPanelSlices * codes_stride + s % kPanelSlices * kLanes * 4;
+  }
+  int64_t group_at(int64_t group, int s) const {
+    return s / kPanelSlices * groups_stride + group * kPanelRows + s % kPanelSlices * kLanes;
+  }
+};
+
+// One word of each row of the tile against kRows rows of x, whose quads of the word start at `quads`. Two chains of sums
+// hide the latency of a dot product where there are registers for them.
 template <int kBits, int kChain, int kRows, int kChains, class D>
-__attribute__((always_inline)) inline void add_word(const uint8_t* codes, uint32_t mask, const QuantizedRows& a,
-                                                    int64_t row, int64_t quad, D (&sums)[kRows][kSlices][kChains]) {
-  constexpr int kPerByte = 8 / kBits, kWords = static_cast<int>(kBlock) / (4 * kPerByte);
-  prefetch(codes + kAhead);
+inline void add_word(const Tile& tile, int64_t at, uint32_t mask, const uint8_t* quads,
+                     D (&sums)[kRows][kSlices][kChains]) {
+  constexpr int kPerByte = 8 / kBits;
+  Codes words[kSlices];
   unroll<kSlices>([&](auto s) {
-    Codes word = load_codes(codes + s * kLanes * 4);
-    if constexpr (kBits == 8) word = flip(word, mask);
-    unroll<kPerByte>([&](auto part) {
-      constexpr int kSum = (kPerByte == 2 ? decltype(part){} : kChain) % kChains;
-      const Codes bytes = bytes_of<kBits>(word, part);
-      unroll<kRows>([&](auto m) {
-        const int64_t at = (row + m) * a.padded + quad + part * kWords * 4;
-        sums[m][s][kSum].add(bytes, a.even + at, a.odd + at);
-      });
+    const uint8_t* codes = tile.codes(s) + at;
+    if (s % kPanelSlices == 0) prefetch(codes + kAhead);
+    words[s] = load_codes(codes);
+    if constexpr (kBits == 8) words[s] = flip(words[s], mask);
+  });
+  unroll<kPerByte>([&](auto part) {
+    constexpr int kSum = (kPerByte == 2 ? decltype(part){} : kChain) % kChains;
+    Codes bytes[kSlices];
+    unroll<kSlices>([&](auto s) { bytes[s] = bytes_of<kBits>(words[s], part); });
+    unroll<kRows>([&](auto m) {
+      const uint8_t* quad = quads + (part * D::kPlanes * kRows + m) * 4;
+      const auto digits = D::load(quad, quad + kRows * 4);
+      unroll<kSlices>([&](auto s) { sums[m][s][kSum].add(bytes[s], digits); });
     });
   });
 }
 
-// float(t) * as of one segment, added to `sum`. Columns k .. stop, all in one block.
+// float(t) * as of one segment: columns k .. stop, all in one block.
 template <int kBits, bool kTwoDigits, int kRows>
-__attribute__((always_inline)) inline void add_segment(const DenseInt& w, const QuantizedRows& a, int64_t row,
-                                                       int64_t k, int64_t stop, int64_t segment,
-                                                       const I32 (&zero)[kSlices], F32 (&sum)[kRows][kSlices]) {
+inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t k, int64_t stop,
+                             int64_t segment, const I32* zeros, F32 (&products)[kRows][kSlices]) {
   constexpr int64_t kColsPerWord = 32 / kBits, kPanelWord = kPanelRows * 4;
   constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
   Dot<kTwoDigits> dots[kRows][kSlices][kChains];
   unroll<kRows>([&](auto m) {
-    unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto chain) { dots[m][s][chain].clear(); }); });
+    const I32 start = set_i32(a.starts[(row + m) * a.segments + k / segment]);
+    unroll<kSlices>([&](auto s) {
+      dots[m][s][0].start(zeros ? mul(zeros[s], start) : start);
+      if constexpr (kChains == 2) dots[m][s][1].start(zero_i32());
+    });
   });
-  const uint32_t mask = w.flip * 0x01010101u;
-  const int64_t block = k / kBlock, first = block * (kBlock / kColsPerWord), last = ceil_div(stop, kColsPerWord);
+  constexpr int64_t kQuads = 8 / kBits * Dot<kTwoDigits>::kPlanes * kRows * 4;  // bytes of the quads of a word
+  const uint32_t mask = tile.w.flip * 0x01010101u;
+  const int64_t last = ceil_div(stop, kColsPerWord);
   int64_t word = k / kColsPerWord;
-  const uint8_t* codes = w.codes + word * kPanelWord;
-  int64_t quad = block * kBlock + (word - first) * 4;
-  for (; word + 1 < last; word += 2, codes += 2 * kPanelWord, quad += 8) {
-    add_word<kBits, 0>(codes, mask, a, row, quad, dots);
-    add_word<kBits, 1>(codes + kPanelWord, mask, a, row, quad + 4, dots);
+  int64_t at = word * kPanelWord;
+  const uint8_t* quads = a.quads + row * a.padded * Dot<kTwoDigits>::kPlanes + word * kQuads;
+  if constexpr (kChains == 2) {
+    for (; word + 1 < last; word += 2, at += 2 * kPanelWord, quads += 2 * kQuads) {
+      add_word<kBits, 0>(tile, at, mask, quads, dots);
+      add_word<kBits, 1>(tile, at + kPanelWord, mask, quads + kQuads, dots);
+    }
   }
-  if (word < last) add_word<kBits, 0>(codes, mask, a, row, quad, dots);
+  for (; word < last; ++word, at += kPanelWord, quads += kQuads) add_word<kBits, 0>(tile, at, mask, quads, dots);
 
   unroll<kRows>([&](auto m) {
-    const I32 total = set_i32(a.sums[(row + m) * a.segments + k / segment]);
-    const F32 scale = set_f32(a.scales[(row + m) * a.blocks + block]);
+    const F32 scale = set_f32(a.scales[(row + m) * a.blocks + k / kBlock]);
     unroll<kSlices>([&](auto s) {
       if constexpr (kChains == 2) dots[m][s][0].merge(dots[m][s][1]);
-      const I32 t = sub(dots[m][s][0].total(), mul(zero[s], total));
-      sum[m][s] = add(sum[m][s], mul(to_f32(t), scale));
+      products[m][s] = mul(to_f32(dots[m][s][0].total()), scale);
     });
   });
 }
 
+// Flat: a lambda that is not inlined takes the address of the sums, which then live in memory.
 template <int kBits, bool kTwoDigits, int kRows>
-inline void panel_rows(const DenseInt& w, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
-                       int64_t y_stride) {
-  const int64_t groups = groups_of(w);
+__attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
+                                        int64_t y_stride) {
+  const Tile tile(w);
   F32 result[kRows][kSlices];
   unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t end = (group + 1) * w.group < w.cols ? (group + 1) * w.group : w.cols;
-    F32 sum[kRows][kSlices];
-    unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = zero_f32(); }); });
-    I32 zero[kSlices];
-    unroll<kSlices>([&](auto s) {
-      zero[s] = w.zeros ? load_u8(w.zeros + group * kPanelRows + s * kLanes) : set_i32(1 << (kBits - 1));
-    });
-    for (int64_t k = group * w.group; k < end; k += segment) {
-      const int64_t stop = k + segment < end ? k + segment : end;
-      add_segment<kBits, kTwoDigits>(w, a, row, k, stop, segment, zero, sum);
+  for (int64_t group = 0; group < tile.groups; ++group) {
+    const int64_t begin = group * w.group, end = begin + w.group < w.cols ? begin + w.group : w.cols;
+    I32 zeros[kSlices];
+    if (w.zeros) unroll<kSlices>([&](auto s) { zeros[s] = load_u8(w.zeros + tile.group_at(group, s)); });
+    const I32* own = w.zeros ? zeros : nullptr;
+    F32 sum[kRows][kSlices];  // of the group's segments; the first product is the sum so far
+    segment_products<kBits, kTwoDigits>(tile, a, row, begin, begin + segment < end ? begin + segment : end, segment, own,
+                                        sum);
+    for (int64_t k = begin + segment; k < end; k += segment) {
+      F32 products[kRows][kSlices];
+      segment_products<kBits, kTwoDigits>(tile, a, row, k, k + segment < end ? k + segment : end, segment, own, products);
+      unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = add(sum[m][s], products[m][s]); }); });
     }
     unroll<kSlices>([&](auto s) {
-      const F32 scale = load_scales(w, group * kPanelRows + s * kLanes);
+      const F32 scale = load_scales(w, tile.group_at(group, s));
       unroll<kRows>([&](auto m) { result[m][s] = add(result[m][s], mul(sum[m][s], scale)); });
     });
   }
-  unroll<kRows>([&](auto m) { store_panel(result[m], w.rows, y + (row + m) * y_stride); });
+  for (int panel = 0; panel * kPanelRows < w.rows; ++panel) {
+    unroll<kRows>([&](auto m) {
+      store_panel(result[m] + panel * kPanelSlices, w.rows - panel * kPanelRows,
+                  y + (row + m) * y_stride + panel * kPanelRows);
+    });
+  }
 }
 
+// The instance for `count` rows of x, 1 <= count <= kRows.
 template <int kBits, bool kTwoDigits, int kRows>
-inline void panel(const DenseInt& w, const QuantizedRows& a, int64_t batch, int64_t segment, float* y,
-                  int64_t y_stride) {
-  int64_t row = 0;
-  for (; row + kRows <= batch; row += kRows) {
-    panel_rows<kBits, kTwoDigits, kRows>(w, a, row, segment, y, y_stride);
-  }
+void pick_rows(int64_t count, const DenseInt& w, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
+               int64_t y_stride) {
   if constexpr (kRows > 1) {
-    if (row < batch) {
-      QuantizedRows rest = a;
-      rest.even += row * a.padded;
-      rest.odd += row * a.padded;
-      rest.scales += row * a.blocks;
-      rest.sums += row * a.segments;
-      panel<kBits, kTwoDigits, kRows - 1>(w, rest, batch - row, segment, y + row * y_stride, y_stride);
-    }
+    if (count < kRows) return pick_rows<kBits, kTwoDigits, kRows - 1>(count, w, a, row, segment, y, y_stride);
   }
+  tile_rows<kBits, kTwoDigits, kRows>(w, a, row, segment, y, y_stride);
+}
+
+template <int kBits, bool kTwoDigits>
+void tiles(const DenseInt& w, const QuantizedRows& a, int64_t batch, int64_t segment, float* y, int64_t y_stride) {
+  for (int64_t row = 0; row < batch; row += a.height) {
+    const int64_t count = batch - row < a.height ? batch - row : a.height;
+    pick_rows<kBits, kTwoDigits, kTileRows<kTwoDigits>>(count, w, a, row, segment, y, y_stride);
+  }
+}
+
+// The fewest tiles, of equal height but for the last: 16 rows are 8 + 8, not 12 + 4.
+int64_t tile_height(int64_t batch, bool two_digits) {
+  const int64_t most = two_digits ? kTileRows<true> : kTileRows<false>;
+  return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
+}
+
+// The panels of w from row `first` on.
+inline DenseInt from_row(const DenseInt& w, int64_t first) {
+  const int64_t panel = first / kPanelRows, groups = groups_of(w);
+  DenseInt rest = w;
+  rest.rows -= first;
+  rest.codes += panel * words_of(w) * kPanelRows * 4;
+  rest.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * (w.half_scales ? 2 : 4);
+  if (w.zeros) rest.zeros += panel * groups * kPanelRows;
+  return rest;
 }
 
 void matmul_int(const DenseInt& w, QuantizedRows a, int64_t batch, int64_t segment, bool two_digits, float* y,
                 int64_t y_stride) {
-  if (w.bits == 8) {
-    two_digits ? panel<8, true, kMaxRows>(w, a, batch, segment, y, y_stride)
-               : panel<8, false, kMaxRows>(w, a, batch, segment, y, y_stride);
-  } else {
-    two_digits ? panel<4, true, kMaxRows>(w, a, batch, segment, y, y_stride)
-               : panel<4, false, kMaxRows>(w, a, batch, segment, y, y_stride);
+  for (int64_t first = 0; first < w.rows; first += kTilePanels * kPanelRows) {
+    DenseInt tile = from_row(w, first);
+    if (tile.rows > kTilePanels * kPanelRows) tile.rows = kTilePanels * kPanelRows;
+    if (w.bits == 8) {
+      (two_digits ? tiles<8, true> : tiles<8, false>)(tile, a, batch, segment, y + first, y_stride);
+    } else {
+      (two_digits ? tiles<4, true> : tiles<4, false>)(tile, a, batch, segment, y + first, y_stride);
+    }
   }
 }
 

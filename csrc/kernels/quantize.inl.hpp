@@ -45,49 +45,87 @@ void quantize_row(const float* x, int64_t cols, bool two_digits, QuantizedRows a
   for (int64_t block = 0; block < a.blocks; ++block) scales[block] = 0.0f;
 }
 
-// Quads of one block in the order [parity][word]: parity p of word w holds the columns w*4*P + p + P*i, i = 0..3,
-// where P = 8 / bits codes share a byte.
-template <int kBits, bool kTwoDigits>
-inline void spread_block(const int16_t* a, uint8_t* even, uint8_t* odd) {
-  constexpr int kPerByte = 8 / kBits, kWords = kBlock / (4 * kPerByte);
-  for (int part = 0; part < kPerByte; ++part) {
-    for (int word = 0; word < kWords; ++word) {
-      const int16_t* from = a + word * 4 * kPerByte + part;
-      uint8_t* e = even + (part * kWords + word) * 4;
-      uint8_t* o = odd + (part * kWords + word) * 4;
-      if (!kByteDigits) {
-        const int16_t pairs[4] = {from[0], from[2 * kPerByte], from[kPerByte], from[3 * kPerByte]};
-        std::memcpy(e, pairs, 4);
-        std::memcpy(o, pairs + 2, 4);
-        continue;
+// A quad is the 4 columns that meet one 32-bit lane of bytes: parity p of word w holds the columns w*4*P + p + P*i,
+// i = 0..3, where P = 8 / bits codes share a byte. Each has kPlanes planes of 4 bytes, `step` bytes apart.
+template <int kPlanes>
+inline void store_quad(uint8_t* out, int64_t step, const uint32_t (&planes)[kPlanes]) {
+  for (int plane = 0; plane < kPlanes; ++plane) std::memcpy(out + plane * step, &planes[plane], 4);
+}
+
+// Of 8 bytes, those at even places.
+inline uint32_t even_bytes(uint64_t v) {
+  v &= 0x00FF00FF00FF00FFu;
+  v = (v | v >> 8) & 0x0000FFFF0000FFFFu;
+  return static_cast<uint32_t>(v | v >> 16);
+}
+
+// Byte digits: a = 128 * hi + lo, one plane each; or the code itself in one plane.
+template <int kBits, int kPlanes>
+inline void spread_digits(const int16_t* a, uint8_t* out, int64_t step) {
+  uint8_t digits[kPlanes][kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const int hi = kPlanes == 2 ? (a[i] + 64) >> 7 : a[i];
+    digits[0][i] = static_cast<uint8_t>(hi);
+    if constexpr (kPlanes == 2) digits[1][i] = static_cast<uint8_t>(a[i] - 128 * hi);
+  }
+  constexpr int kPerByte = 8 / kBits;
+  for (int64_t k = 0; k < kBlock; k += 4 * kPerByte) {
+    uint32_t quads[kPerByte][kPlanes];
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      if constexpr (kPerByte == 1) {
+        std::memcpy(&quads[0][plane], digits[plane] + k, 4);
+      } else {
+        uint64_t both;
+        std::memcpy(&both, digits[plane] + k, 8);
+        quads[0][plane] = even_bytes(both);
+        quads[1][plane] = even_bytes(both >> 8);
       }
-      for (int i = 0; i < 4; ++i) {
-        const int code = from[i * kPerByte];
-        const int hi = kTwoDigits ? (code + 64) >> 7 : code;
-        e[i] = static_cast<uint8_t>(hi);
-        o[i] = static_cast<uint8_t>(code - 128 * hi);
-      }
+    }
+    for (int part = 0; part < kPerByte; ++part, out += kPlanes * step) store_quad<kPlanes>(out, step, quads[part]);
+  }
+}
+
+// int16 pairs: columns 0 and 2 of a quad in one plane, 1 and 3 in the other.
+template <int kBits>
+inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
+  constexpr int kPerByte = 8 / kBits;
+  for (int64_t k = 0; k < kBlock; k += 4 * kPerByte) {
+    for (int part = 0; part < kPerByte; ++part, out += 2 * step) {
+      const int16_t* from = a + k + part;
+      const int16_t pairs[4] = {from[0], from[2 * kPerByte], from[kPerByte], from[3 * kPerByte]};
+      uint32_t planes[2];
+      std::memcpy(planes, pairs, 8);
+      store_quad<2>(out, step, planes);
     }
   }
 }
 
 template <int kBits, bool kTwoDigits>
-inline void spread(QuantizedRows a, int64_t row) {
-  for (int64_t k = row * a.padded; k < (row + 1) * a.padded; k += kBlock) {
-    spread_block<kBits, kTwoDigits>(a.codes + k, a.even + k, a.odd + k);
+inline void spread(const QuantizedRows& a, int64_t batch, int64_t row) {
+  constexpr int kPlanes = Dot<kTwoDigits>::kPlanes;
+  const int64_t tile = row / a.height * a.height, height = batch - tile < a.height ? batch - tile : a.height;
+  uint8_t* out = a.quads + tile * a.padded * kPlanes + (row - tile) * 4;
+  for (int64_t k = 0; k < a.padded; k += kBlock, out += kBlock * kPlanes * height) {
+    const int16_t* codes = a.codes + row * a.padded + k;
+    if constexpr (kByteDigits) {
+      spread_digits<kBits, kPlanes>(codes, out, height * 4);
+    } else {
+      spread_pairs<kBits>(codes, out, height * 4);
+    }
   }
 }
 
-void spread_row(QuantizedRows a, int64_t row, int bits, int64_t segment, bool two_digits) {
+void spread_row(QuantizedRows a, int64_t batch, int64_t row, int bits, int64_t segment, int32_t zero,
+                bool two_digits) {
   if (bits == 8) {
-    two_digits ? spread<8, true>(a, row) : spread<8, false>(a, row);
+    (two_digits ? spread<8, true> : spread<8, false>)(a, batch, row);
   } else {
-    two_digits ? spread<4, true>(a, row) : spread<4, false>(a, row);
+    (two_digits ? spread<4, true> : spread<4, false>)(a, batch, row);
   }
   for (int64_t i = 0; i < a.segments; ++i) {
     int32_t sum = 0;
     for (int64_t k = 0; k < segment; ++k) sum += a.codes[row * a.padded + i * segment + k];
-    a.sums[row * a.segments + i] = sum;
+    a.starts[row * a.segments + i] = -zero * sum;
   }
 }
 

@@ -10,7 +10,9 @@ namespace pumice::avx2 {
 namespace {
 
 constexpr int kLanes = 8;
-constexpr int kMaxRows = 4;
+constexpr int kTilePanels = 1;
+template <bool kTwoDigits>
+constexpr int kTileRows = 4;
 constexpr bool kByteDigits = false;  // vpmaddubsw saturates on 8-bit codes: int16 pairs and vpmaddwd are exact
 
 using F32 = __m256;
@@ -88,15 +90,22 @@ __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetc
 
 template <bool kTwoDigits>
 struct Dot {
+  struct Digits {
+    __m256i even, odd;
+  };
   __m256i sum;
-  void clear() { sum = _mm256_setzero_si256(); }
-  void add(Codes c, const uint8_t* even, const uint8_t* odd) {
+  static constexpr int kPlanes = 2;
+  static Digits load(const uint8_t* even, const uint8_t* odd) {
     int32_t e, o;
     std::memcpy(&e, even, 4);
     std::memcpy(&o, odd, 4);
+    return {_mm256_set1_epi32(e), _mm256_set1_epi32(o)};
+  }
+  void start(I32 v) { sum = v.v; }
+  void add(Codes c, const Digits& a) {
     const __m256i low = _mm256_and_si256(c.v, _mm256_set1_epi16(255));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, _mm256_set1_epi32(e)));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c.v, 8), _mm256_set1_epi32(o)));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, a.even));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c.v, 8), a.odd));
   }
   void merge(const Dot& other) { sum = _mm256_add_epi32(sum, other.sum); }
   I32 total() const { return {sum}; }

@@ -10,7 +10,9 @@ namespace pumice::avx512 {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kMaxRows = 6;
+constexpr int kTilePanels = 2;  // with 24 sums in registers: 12 rows of x, or 6 where each has two digits
+template <bool kTwoDigits>
+constexpr int kTileRows = kTwoDigits ? 6 : 12;
 constexpr bool kByteDigits = true;  // vpdpbusd: unsigned code times signed digit
 
 using F32 = __m512;
@@ -76,27 +78,57 @@ inline F32 load_bfloat16(const uint16_t* p) {
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-// `even` holds the hi digits of four activations, `odd` the lo ones (a = 128 * hi + lo), or with one digit only
-// `even` counts.
+// Sums of codes times activations, which are two digits (a = 128 * hi + lo) or one.
+// sum + four products of unsigned codes and signed digits, in each lane. As asm, because GCC 12 copies the sums of the
+// intrinsic from register to register: two moves a product, and spills where all registers are in use. By value: an
+// asm operand that is an element of an array keeps the array in memory.
+inline __m512i dot_quads(__m512i sum, __m512i codes, __m512i digits) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
+  return sum;
+}
+
+inline __m512i broadcast_quad(const uint8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, 4);
+  return _mm512_set1_epi32(quad);
+}
+
 template <bool kTwoDigits>
 struct Dot {
+  struct Digits {
+    __m512i hi, lo;
+  };
   __m512i hi, lo;
-  void clear() { hi = lo = _mm512_setzero_si512(); }
-  void add(Codes c, const uint8_t* even, const uint8_t* odd) {
-    int32_t e;
-    std::memcpy(&e, even, 4);
-    hi = _mm512_dpbusd_epi32(hi, c.v, _mm512_set1_epi32(e));
-    if (kTwoDigits) {
-      int32_t o;
-      std::memcpy(&o, odd, 4);
-      lo = _mm512_dpbusd_epi32(lo, c.v, _mm512_set1_epi32(o));
-    }
+  static constexpr int kPlanes = 2;
+  static Digits load(const uint8_t* hi, const uint8_t* lo) { return {broadcast_quad(hi), broadcast_quad(lo)}; }
+  void start(I32 v) {
+    hi = _mm512_setzero_si512();
+    lo = v.v;
+  }
+  void add(Codes c, const Digits& a) {
+    hi = dot_quads(hi, c.v, a.hi);
+    lo = dot_quads(lo, c.v, a.lo);
   }
   void merge(const Dot& other) {
     hi = _mm512_add_epi32(hi, other.hi);
-    if (kTwoDigits) lo = _mm512_add_epi32(lo, other.lo);
+    lo = _mm512_add_epi32(lo, other.lo);
   }
-  I32 total() const { return {kTwoDigits ? _mm512_add_epi32(_mm512_slli_epi32(hi, 7), lo) : hi}; }
+  I32 total() const { return {_mm512_add_epi32(_mm512_slli_epi32(hi, 7), lo)}; }
+};
+
+// No second member that is not used: beyond 32 elements GCC no longer keeps an array of sums in registers.
+template <>
+struct Dot<false> {
+  struct Digits {
+    __m512i hi;
+  };
+  __m512i hi;
+  static constexpr int kPlanes = 1;
+  static Digits load(const uint8_t* code, const uint8_t*) { return {broadcast_quad(code)}; }
+  void start(I32 v) { hi = v.v; }
+  void add(Codes c, const Digits& a) { hi = dot_quads(hi, c.v, a.hi); }
+  void merge(const Dot& other) { hi = _mm512_add_epi32(hi, other.hi); }
+  I32 total() const { return {hi}; }
 };
 
 }  // namespace

@@ -11,7 +11,9 @@ namespace pumice::scalar {
 namespace {
 
 constexpr int kLanes = 1;
-constexpr int kMaxRows = 1;          // rows of x that the dense kernels take together
+constexpr int kTilePanels = 1;       // panels of w that matmul_int takes together
+template <bool kTwoDigits>
+constexpr int kTileRows = 1;         // rows of x that it takes together
 constexpr bool kByteDigits = false;  // QuantizedRows keeps int16 pairs
 
 using F32 = float;
@@ -90,14 +92,21 @@ inline void prefetch(const void*) {}
 // Four activations that meet one lane of codes: the pairs (a0, a2) and (a1, a3).
 template <bool kTwoDigits>
 struct Dot {
+  struct Digits {
+    int16_t even[2], odd[2];
+  };
   I32 sum;
-  void clear() { sum = 0; }
-  void add(Codes c, const uint8_t* even, const uint8_t* odd) {
-    int16_t e[2], o[2];
-    std::memcpy(e, even, 4);
-    std::memcpy(o, odd, 4);
-    sum += static_cast<int32_t>(c & 255) * e[0] + static_cast<int32_t>(c >> 8 & 255) * o[0] +
-           static_cast<int32_t>(c >> 16 & 255) * e[1] + static_cast<int32_t>(c >> 24) * o[1];
+  static constexpr int kPlanes = 2;
+  static Digits load(const uint8_t* even, const uint8_t* odd) {
+    Digits a;
+    std::memcpy(a.even, even, 4);
+    std::memcpy(a.odd, odd, 4);
+    return a;
+  }
+  void start(I32 v) { sum = v; }
+  void add(Codes c, const Digits& a) {
+    sum += static_cast<int32_t>(c & 255) * a.even[0] + static_cast<int32_t>(c >> 8 & 255) * a.odd[0] +
+           static_cast<int32_t>(c >> 16 & 255) * a.even[1] + static_cast<int32_t>(c >> 24) * a.odd[1];
   }
   void merge(const Dot& other) { sum += other.sum; }
   I32 total() const { return sum; }
