@@ -291,6 +291,11 @@ void unprepack(const uint8_t* panels, int64_t rows, int64_t words, uint8_t* pack
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept {
   if (w.rows == 0 || io.batch == 0) return Status::kOk;
+  if (w.cols == 0) {  // no group holds anything: kernels expect a column
+    std::fill(io.y, io.y + io.batch * w.rows, 0.0f);
+    finish_rows(io, w.rows, nullptr, 0, io.batch);
+    return Status::kOk;
+  }
   if (mode == Activations::kFloat32) {
     const KernelTable& kernel = kernels();
     const Status status = for_tiles(w, io.batch, 1, [&](const DenseInt& panel, int64_t row) {
