@@ -69,12 +69,14 @@ struct BlockSparse {
 //         that a tile is read in one run. A quad is 4 columns that meet one 32-bit lane of codes; a word of int4 codes
 //         holds the even columns of 8 in its low nibbles, hence the parities. Planes: an ISA with byte dot products has
 //         the int8 digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
-// starts: -zero * (sum of a) over each segment, min(group, 128) columns; with zeros of their own per group, zero is 1 here
+// starts: -zero * (sum of a) over each segment, min(group, 128) columns; with zeros of their own per group, zero is 1 here.
+//         [tile][segment][row of the tile], as `steps`, which repeats `scales`: [tile][block][row of the tile]
 struct QuantizedRows {
   int16_t* codes;
   float* scales;
   uint8_t* quads;
   int32_t* starts;
+  float* steps;
   uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its codes and scales are all 0
   int64_t padded, blocks, segments, height;
 };

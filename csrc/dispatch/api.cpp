@@ -87,6 +87,7 @@ QuantizedRows carve(Carver& carver, int64_t batch, int64_t cols, int64_t segment
   if (spread) {
     a.quads = carver.take<uint8_t>(batch * a.padded * 2);
     a.starts = carver.take<int32_t>(batch * a.segments);
+    a.steps = carver.take<float>(batch * a.blocks);
   }
   return a;
 }

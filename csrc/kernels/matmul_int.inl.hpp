@@ -84,12 +84,12 @@ inline void add_word(const Tile& tile, int64_t at, uint32_t mask, const uint8_t*
 // float(t) * as of one segment: columns k .. stop, all in one block.
 template <int kBits, bool kTwoDigits, int kRows>
 inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t k, int64_t stop,
-                             int64_t segment, const I32* zeros, F32 (&products)[kRows][kSlices]) {
+                             const int32_t* starts, const I32* zeros, F32 (&products)[kRows][kSlices]) {
   constexpr int64_t kColsPerWord = 32 / kBits, kPanelWord = kPanelRows * 4;
   constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
   Dot<kTwoDigits> dots[kRows][kSlices][kChains];
   unroll<kRows>([&](auto m) {
-    const I32 start = set_i32(a.starts[(row + m) * a.segments + k / segment]);
+    const I32 start = set_i32(starts[m]);
     unroll<kSlices>([&](auto s) {
       dots[m][s][0].start(zeros ? mul(zeros[s], start) : start);
       if constexpr (kChains == 2) dots[m][s][1].start(zero_i32());
@@ -109,8 +109,9 @@ inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t r
   }
   for (; word < last; ++word, at += kPanelWord, quads += kQuads) add_word<kBits, 0>(tile, at, mask, quads, dots);
 
+  const float* steps = a.steps + row * a.blocks + k / kBlock * kRows;
   unroll<kRows>([&](auto m) {
-    const F32 scale = set_f32(a.scales[(row + m) * a.blocks + k / kBlock]);
+    const F32 scale = set_f32(steps[m]);
     unroll<kSlices>([&](auto s) {
       if constexpr (kChains == 2) dots[m][s][0].merge(dots[m][s][1]);
       products[m][s] = mul(to_f32(dots[m][s][0].total()), scale);
@@ -125,17 +126,20 @@ __attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& 
   const Tile tile(w);
   F32 result[kRows][kSlices];
   unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
+  const int32_t* starts = a.starts + row * a.segments;
   for (int64_t group = 0; group < tile.groups; ++group) {
     const int64_t begin = group * w.group, end = begin + w.group < w.cols ? begin + w.group : w.cols;
     I32 zeros[kSlices];
     if (w.zeros) unroll<kSlices>([&](auto s) { zeros[s] = load_u8(w.zeros + tile.group_at(group, s)); });
     const I32* own = w.zeros ? zeros : nullptr;
     F32 sum[kRows][kSlices];  // of the group's segments; the first product is the sum so far
-    segment_products<kBits, kTwoDigits>(tile, a, row, begin, begin + segment < end ? begin + segment : end, segment, own,
-                                        sum);
-    for (int64_t k = begin + segment; k < end; k += segment) {
+    const int64_t first = begin + segment < end ? begin + segment : end;
+    segment_products<kBits, kTwoDigits>(tile, a, row, begin, first, starts, own, sum);
+    starts += kRows;
+    for (int64_t k = begin + segment; k < end; k += segment, starts += kRows) {
       F32 products[kRows][kSlices];
-      segment_products<kBits, kTwoDigits>(tile, a, row, k, k + segment < end ? k + segment : end, segment, own, products);
+      const int64_t stop = k + segment < end ? k + segment : end;
+      segment_products<kBits, kTwoDigits>(tile, a, row, k, stop, starts, own, products);
       unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = add(sum[m][s], products[m][s]); }); });
     }
     unroll<kSlices>([&](auto s) {

@@ -101,9 +101,8 @@ inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
 }
 
 template <int kBits, bool kTwoDigits>
-inline void spread(const QuantizedRows& a, int64_t batch, int64_t row) {
+inline void spread(const QuantizedRows& a, int64_t row, int64_t tile, int64_t height) {
   constexpr int kPlanes = Dot<kTwoDigits>::kPlanes;
-  const int64_t tile = row / a.height * a.height, height = batch - tile < a.height ? batch - tile : a.height;
   uint8_t* out = a.quads + tile * a.padded * kPlanes + (row - tile) * 4;
   for (int64_t k = 0; k < a.padded; k += kBlock, out += kBlock * kPlanes * height) {
     const int16_t* codes = a.codes + row * a.padded + k;
@@ -117,16 +116,20 @@ inline void spread(const QuantizedRows& a, int64_t batch, int64_t row) {
 
 void spread_row(QuantizedRows a, int64_t batch, int64_t row, int bits, int64_t segment, int32_t zero,
                 bool two_digits) {
+  const int64_t tile = row / a.height * a.height, height = batch - tile < a.height ? batch - tile : a.height;
   if (bits == 8) {
-    (two_digits ? spread<8, true> : spread<8, false>)(a, batch, row);
+    (two_digits ? spread<8, true> : spread<8, false>)(a, row, tile, height);
   } else {
-    (two_digits ? spread<4, true> : spread<4, false>)(a, batch, row);
+    (two_digits ? spread<4, true> : spread<4, false>)(a, row, tile, height);
   }
+  int32_t* starts = a.starts + tile * a.segments + (row - tile);
   for (int64_t i = 0; i < a.segments; ++i) {
     int32_t sum = 0;
     for (int64_t k = 0; k < segment; ++k) sum += a.codes[row * a.padded + i * segment + k];
-    a.starts[row * a.segments + i] = -zero * sum;
+    starts[i * height] = -zero * sum;
   }
+  float* steps = a.steps + tile * a.blocks + (row - tile);
+  for (int64_t i = 0; i < a.blocks; ++i) steps[i * height] = a.scales[row * a.blocks + i];
 }
 
 }  // namespace
