@@ -160,7 +160,7 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
   if (!memory.get()) return Status::kNoMemory;
   Carver carver(memory.get());
   QuantizedRows a = carve(carver, batch, w.cols, segment, true);
-  a.height = kernel.tile_height(batch, two_digits);
+  a.height = kernel.tile_height(batch, w.bits, two_digits);
   on_pool(batch, 1, batch * w.cols * 8, [&](Range range) {
     for (int64_t m = range.begin; m < range.end; ++m) {
       kernel.quantize_row(io.x + (first + m) * w.cols, w.cols, two_digits, a, m);

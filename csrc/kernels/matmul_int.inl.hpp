@@ -87,7 +87,8 @@ inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t r
                              const int32_t* starts, const I32* zeros, F32 (&products)[kRows][kSlices]) {
   constexpr int64_t kColsPerWord = 32 / kBits, kPanelWord = kPanelRows * 4;
   constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
-  Dot<kTwoDigits> dots[kRows][kSlices][kChains];
+  using D = Dot<kBits, kTwoDigits>;
+  D dots[kRows][kSlices][kChains];
   unroll<kRows>([&](auto m) {
     const I32 start = set_i32(starts[m]);
     unroll<kSlices>([&](auto s) {
@@ -95,20 +96,28 @@ inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t r
       if constexpr (kChains == 2) dots[m][s][1].start(zero_i32());
     });
   });
-  constexpr int64_t kQuads = 8 / kBits * Dot<kTwoDigits>::kPlanes * kRows * 4;  // bytes of the quads of a word
+  constexpr int64_t kQuads = 8 / kBits * D::kPlanes * kRows * 4;  // bytes of the quads of a word
   const uint32_t mask = tile.w.flip * 0x01010101u;
   const int64_t last = ceil_div(stop, kColsPerWord);
   int64_t word = k / kColsPerWord;
   int64_t at = word * kPanelWord;
-  const uint8_t* quads = a.quads + row * a.padded * Dot<kTwoDigits>::kPlanes + word * kQuads;
-  if constexpr (kChains == 2) {
-    for (; word + 1 < last; word += 2, at += 2 * kPanelWord, quads += 2 * kQuads) {
-      add_word<kBits, 0>(tile, at, mask, quads, dots);
-      add_word<kBits, 1>(tile, at + kPanelWord, mask, quads + kQuads, dots);
+  const uint8_t* quads = a.quads + row * a.padded * D::kPlanes + word * kQuads;
+  const auto flush = [&] {
+    unroll<kRows>([&](auto m) {
+      unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto chain) { dots[m][s][chain].flush(); }); });
+    });
+  };
+  while (word < last) {
+    const int64_t stretch = D::kFlush && word + D::kFlush < last ? word + D::kFlush : last;
+    if constexpr (kChains == 2) {
+      for (; word + 1 < stretch; word += 2, at += 2 * kPanelWord, quads += 2 * kQuads) {
+        add_word<kBits, 0>(tile, at, mask, quads, dots);
+        add_word<kBits, 1>(tile, at + kPanelWord, mask, quads + kQuads, dots);
+      }
     }
+    for (; word < stretch; ++word, at += kPanelWord, quads += kQuads) add_word<kBits, 0>(tile, at, mask, quads, dots);
+    flush();
   }
-  for (; word < last; ++word, at += kPanelWord, quads += kQuads) add_word<kBits, 0>(tile, at, mask, quads, dots);
-
   const float* steps = a.steps + row * a.blocks + k / kBlock * kRows;
   unroll<kRows>([&](auto m) {
     const F32 scale = set_f32(steps[m]);
@@ -169,13 +178,14 @@ template <int kBits, bool kTwoDigits>
 void tiles(const DenseInt& w, const QuantizedRows& a, int64_t batch, int64_t segment, float* y, int64_t y_stride) {
   for (int64_t row = 0; row < batch; row += a.height) {
     const int64_t count = batch - row < a.height ? batch - row : a.height;
-    pick_rows<kBits, kTwoDigits, kTileRows<kTwoDigits>>(count, w, a, row, segment, y, y_stride);
+    pick_rows<kBits, kTwoDigits, kTileRows<kBits, kTwoDigits>>(count, w, a, row, segment, y, y_stride);
   }
 }
 
 // The fewest tiles, of equal height but for the last: 16 rows are 8 + 8, not 12 + 4.
-int64_t tile_height(int64_t batch, bool two_digits) {
-  const int64_t most = two_digits ? kTileRows<true> : kTileRows<false>;
+int64_t tile_height(int64_t batch, int bits, bool two_digits) {
+  const int64_t most = bits == 8 ? (two_digits ? kTileRows<8, true> : kTileRows<8, false>)
+                                 : (two_digits ? kTileRows<4, true> : kTileRows<4, false>);
   return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
 }
 

@@ -102,11 +102,12 @@ inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
 
 template <int kBits, bool kTwoDigits>
 inline void spread(const QuantizedRows& a, int64_t row, int64_t tile, int64_t height) {
-  constexpr int kPlanes = Dot<kTwoDigits>::kPlanes;
+  using D = Dot<kBits, kTwoDigits>;
+  constexpr int kPlanes = D::kPlanes;
   uint8_t* out = a.quads + tile * a.padded * kPlanes + (row - tile) * 4;
   for (int64_t k = 0; k < a.padded; k += kBlock, out += kBlock * kPlanes * height) {
     const int16_t* codes = a.codes + row * a.padded + k;
-    if constexpr (kByteDigits) {
+    if constexpr (D::kByteDigits) {
       spread_digits<kBits, kPlanes>(codes, out, height * 4);
     } else {
       spread_pairs<kBits>(codes, out, height * 4);

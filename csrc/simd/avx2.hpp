@@ -11,9 +11,8 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr int kTilePanels = 1;
-template <bool kTwoDigits>
-constexpr int kTileRows = 4;
-constexpr bool kByteDigits = false;  // vpmaddubsw saturates on 8-bit codes: int16 pairs and vpmaddwd are exact
+template <int kBits, bool kTwoDigits>
+constexpr int kTileRows = kBits == 8 || kTwoDigits ? 4 : 5;  // as many sums as there are registers for
 
 using F32 = __m256;
 struct I32 {  // not the bare intrinsic type: Codes are the same one
@@ -88,27 +87,54 @@ inline F32 load_bfloat16(const uint16_t* p) {
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-template <bool kTwoDigits>
+inline __m256i broadcast_quad(const uint8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, 4);
+  return _mm256_set1_epi32(quad);
+}
+
+// int16 pairs and vpmaddwd: exact for 8-bit codes too, on which vpmaddubsw would saturate.
+template <int kBits, bool kTwoDigits>
 struct Dot {
+  static constexpr bool kByteDigits = false;
+  static constexpr int kFlush = 0, kPlanes = 2;
   struct Digits {
     __m256i even, odd;
   };
   __m256i sum;
-  static constexpr int kPlanes = 2;
-  static Digits load(const uint8_t* even, const uint8_t* odd) {
-    int32_t e, o;
-    std::memcpy(&e, even, 4);
-    std::memcpy(&o, odd, 4);
-    return {_mm256_set1_epi32(e), _mm256_set1_epi32(o)};
-  }
+  static Digits load(const uint8_t* even, const uint8_t* odd) { return {broadcast_quad(even), broadcast_quad(odd)}; }
   void start(I32 v) { sum = v.v; }
   void add(Codes c, const Digits& a) {
     const __m256i low = _mm256_and_si256(c.v, _mm256_set1_epi16(255));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, a.even));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c.v, 8), a.odd));
   }
+  void flush() {}
   void merge(const Dot& other) { sum = _mm256_add_epi32(sum, other.sum); }
   I32 total() const { return {sum}; }
+};
+
+// 4-bit codes and one digit: vpmaddubsw gives pairs up to 2 * 15 * 127 = 3810, of which 8 fit into int16; two quads a word.
+template <>
+struct Dot<4, false> {
+  static constexpr bool kByteDigits = true;
+  static constexpr int kFlush = 4, kPlanes = 1;
+  struct Digits {
+    __m256i code;
+  };
+  __m256i narrow, wide;
+  static Digits load(const uint8_t* code, const uint8_t*) { return {broadcast_quad(code)}; }
+  void start(I32 v) {
+    narrow = _mm256_setzero_si256();
+    wide = v.v;
+  }
+  void add(Codes c, const Digits& a) { narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(c.v, a.code)); }
+  void flush() {
+    wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+    narrow = _mm256_setzero_si256();
+  }
+  void merge(const Dot& other) { wide = _mm256_add_epi32(wide, other.wide); }
+  I32 total() const { return {wide}; }
 };
 
 }  // namespace

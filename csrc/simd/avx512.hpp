@@ -11,9 +11,8 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTilePanels = 2;  // with 24 sums in registers: 12 rows of x, or 6 where each has two digits
-template <bool kTwoDigits>
+template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kTwoDigits ? 6 : 12;
-constexpr bool kByteDigits = true;  // vpdpbusd: unsigned code times signed digit
 
 using F32 = __m512;
 struct I32 {
@@ -78,7 +77,6 @@ inline F32 load_bfloat16(const uint16_t* p) {
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-// Sums of codes times activations, which are two digits (a = 128 * hi + lo) or one.
 // sum + four products of unsigned codes and signed digits, in each lane. As asm, because GCC 12 copies the sums of the
 // intrinsic from register to register: two moves a product, and spills where all registers are in use. By value: an
 // asm operand that is an element of an array keeps the array in memory.
@@ -93,8 +91,10 @@ inline __m512i broadcast_quad(const uint8_t* p) {
   return _mm512_set1_epi32(quad);
 }
 
-template <bool kTwoDigits>
+template <int kBits, bool kTwoDigits>
 struct Dot {
+  static constexpr bool kByteDigits = true;
+  static constexpr int kFlush = 0;
   struct Digits {
     __m512i hi, lo;
   };
@@ -109,6 +109,7 @@ struct Dot {
     hi = dot_quads(hi, c.v, a.hi);
     lo = dot_quads(lo, c.v, a.lo);
   }
+  void flush() {}
   void merge(const Dot& other) {
     hi = _mm512_add_epi32(hi, other.hi);
     lo = _mm512_add_epi32(lo, other.lo);
@@ -117,8 +118,10 @@ struct Dot {
 };
 
 // No second member that is not used: beyond 32 elements GCC no longer keeps an array of sums in registers.
-template <>
-struct Dot<false> {
+template <int kBits>
+struct Dot<kBits, false> {
+  static constexpr bool kByteDigits = true;
+  static constexpr int kFlush = 0;
   struct Digits {
     __m512i hi;
   };
@@ -127,6 +130,7 @@ struct Dot<false> {
   static Digits load(const uint8_t* code, const uint8_t*) { return {broadcast_quad(code)}; }
   void start(I32 v) { hi = v.v; }
   void add(Codes c, const Digits& a) { hi = dot_quads(hi, c.v, a.hi); }
+  void flush() {}
   void merge(const Dot& other) { hi = _mm512_add_epi32(hi, other.hi); }
   I32 total() const { return {hi}; }
 };

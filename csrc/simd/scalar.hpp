@@ -12,9 +12,8 @@ namespace {
 
 constexpr int kLanes = 1;
 constexpr int kTilePanels = 1;       // panels of w that matmul_int takes together
-template <bool kTwoDigits>
+template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = 1;         // rows of x that it takes together
-constexpr bool kByteDigits = false;  // QuantizedRows keeps int16 pairs
 
 using F32 = float;
 using I32 = int32_t;
@@ -89,9 +88,13 @@ inline F32 load_bfloat16(const uint16_t* p) {
 
 inline void prefetch(const void*) {}
 
-// Four activations that meet one lane of codes: the pairs (a0, a2) and (a1, a3).
-template <bool kTwoDigits>
+// A sum of codes of kBits bits times activations of one or two digits, in each lane. `Digits` are the four activations that
+// meet a lane of codes, in kPlanes planes: with kByteDigits the int8 digits hi and lo (a = 128 * hi + lo), or one; else
+// the int16 pairs (a0, a2) and (a1, a3). `flush` must be called every kFlush words, if that is not 0.
+template <int kBits, bool kTwoDigits>
 struct Dot {
+  static constexpr bool kByteDigits = false;
+  static constexpr int kFlush = 0;
   struct Digits {
     int16_t even[2], odd[2];
   };
@@ -108,6 +111,7 @@ struct Dot {
     sum += static_cast<int32_t>(c & 255) * a.even[0] + static_cast<int32_t>(c >> 8 & 255) * a.odd[0] +
            static_cast<int32_t>(c >> 16 & 255) * a.even[1] + static_cast<int32_t>(c >> 24) * a.odd[1];
   }
+  void flush() {}
   void merge(const Dot& other) { sum += other.sum; }
   I32 total() const { return sum; }
 };
