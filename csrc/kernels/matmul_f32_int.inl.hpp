@@ -4,7 +4,7 @@
 // gamma_n |w||x| (Higham 2002, section 3.1); products may be fused with sums, so the bits differ between ISAs.
 #pragma once
 
-#include "kernels/matmul_int.inl.hpp"  // panels: kSlices, load_scales, store_panel
+#include "kernels/matmul_int.inl.hpp"  // panels: kPanelSlices, load_scales, store_panel
 #include "views.hpp"
 
 namespace pumice::PUMICE_ISA {
@@ -15,13 +15,13 @@ inline void panel_rows_f32(const DenseInt& w, const float* x, float* y, int64_t 
   constexpr int kColsPerWord = 32 / kBits;
   const int64_t groups = groups_of(w);
   const uint32_t mask = w.flip * 0x01010101u;
-  F32 result[kRows][kSlices];
+  F32 result[kRows][kPanelSlices];
   for (auto& lanes : result)
     for (auto& slice : lanes) slice = zero_f32();
 
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t end = (group + 1) * w.group < w.cols ? (group + 1) * w.group : w.cols;
-    for (int s = 0; s < kSlices; ++s) {
+    for (int s = 0; s < kPanelSlices; ++s) {
       const I32 zero =
           w.zeros ? load_u8(w.zeros + group * kPanelRows + s * kLanes) : set_i32(1 << (kBits - 1));
       F32 sum[kRows];

@@ -1,0 +1,184 @@
+"""Kernels read and write inside their buffers only: each buffer ends, or starts, at a page that nobody may touch."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import pumice as pm
+from pumice._core import native
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="protects pages with Linux's mprotect")
+
+PAGE = mmap.PAGESIZE
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+SHAPES = [(1, 1), (3, 15), (15, 16), (16, 17), (17, 31), (33, 33), (16, 127), (32, 128), (47, 129), (5, 300), (49, 64)]
+BATCHES = [1, 2, 3, 5, 7, 8, 12, 13, 33]
+
+
+class Guarded:
+    """Arrays in memory of their own between two forbidden pages."""
+
+    def __init__(self, at_end: bool) -> None:
+        self._at_end = at_end
+        self._maps: list[mmap.mmap] = []
+
+    def __call__(self, array: NDArray[Any] | None) -> Any:
+        if array is None:
+            return None
+        array = np.ascontiguousarray(array)
+        room = -(-max(array.nbytes, 1) // PAGE) * PAGE
+        memory = mmap.mmap(-1, room + 2 * PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for page in (start, start + PAGE + room):
+            assert LIBC.mprotect(page, PAGE, 0) == 0
+        self._maps.append(memory)
+        offset = PAGE + (room - array.nbytes if self._at_end else 0)
+        guarded = np.frombuffer(memory, np.uint8, array.nbytes, offset).view(array.dtype).reshape(array.shape)
+        guarded[...] = array
+        return guarded
+
+
+@pytest.fixture(params=[True, False], ids=["ends at a forbidden page", "starts behind one"])
+def guarded(request: pytest.FixtureRequest) -> Guarded:
+    return Guarded(request.param)
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["1 thread", "2 threads"])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pm.options(threads=request.param):
+        yield
+
+
+def random(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.random.default_rng(shape[-1]).standard_normal(shape).astype(np.float32)
+
+
+def test_a_forbidden_page_kills() -> None:
+    """The test of the tests: a read one byte too far would end the process."""
+    import subprocess
+
+    code = f"""
+import sys; sys.path.insert(0, {str(sys.path[0])!r})
+import importlib.util, numpy as np
+spec = importlib.util.spec_from_file_location("safety", {__file__!r}); m = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(m)
+a = m.Guarded(True)(np.zeros(100, np.uint8))
+print(np.lib.stride_tricks.as_strided(a, (101,)).sum())
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -11
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int4-g16", "int4-g32-asym", "int8-g128-asym"])
+@pytest.mark.parametrize("activations", ["int16", "int8", "float32"])
+@pytest.mark.parametrize("prepacked", [False, True], ids=["canonical", "prepacked"])
+def test_dense_integer_products(scheme: str, activations: str, prepacked: bool, guarded: Guarded, isa: str) -> None:
+    for rows, cols in SHAPES:
+        w = pm.compress(random((rows, cols)), scheme)
+        codec, arrays = w._codec, w._form.arrays
+        expected = {b: pm.linear(random((b, cols)), w, np.arange(rows), activations=activations) for b in BATCHES}
+        form = {name: guarded(array) for name, array in (codec.prepack(arrays) if prepacked else arrays).items()}
+        group = codec.group_of(w._scheme, cols)
+        for batch in BATCHES:
+            y = guarded(np.empty((batch, rows), np.float32))
+            native.matmul_dense_int(
+                guarded(random((batch, cols))), y, form["packed"], form["scale"], form.get("zero_point"),
+                guarded(np.arange(rows, dtype=np.float32)), codec.bits, group, activations,
+            )  # fmt: skip
+            if activations == "float32":
+                np.testing.assert_allclose(y, expected[batch], rtol=1e-4, atol=1e-4)
+            else:
+                assert y.tobytes() == expected[batch].tobytes()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_half_products(bfloat16: bool, guarded: Guarded, isa: str) -> None:
+    for rows, cols in SHAPES:
+        w = pm.compress(random((rows, cols)), "bfloat16" if bfloat16 else "float16")
+        bits = guarded(w.parts()[""].view(np.uint16))
+        for batch in BATCHES:
+            y, x = guarded(np.empty((batch, rows), np.float32)), random((batch, cols))
+            native.matmul_dense_half(guarded(x), y, bits, guarded(np.ones(rows, np.float32)), bfloat16)
+            np.testing.assert_allclose(y, x @ w.to_dense().T + 1, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["csr", "csr+int8", "bsr-4x4", "bsr-3x5+int8", "bsr-16x1", "bsr-16x4+int8"])
+@pytest.mark.parametrize("wide", [False, True], ids=["uint16 indices", "uint32 indices"])
+def test_sparse_products(scheme: str, wide: bool, guarded: Guarded, isa: str) -> None:
+    for rows, cols in SHAPES:
+        w = pm.compress(pm.prune(random((rows, cols)), 0.6), scheme)
+        dense = w.to_dense()
+        indices = guarded(w.indices.astype(np.uint32) if wide else w.indices)
+        blocks, indptr = guarded(w._blocks), guarded(w.indptr)
+        scales = guarded(w.scales)
+        for batch in BATCHES:
+            y, x = guarded(np.empty((batch, rows), np.float32)), random((batch, cols))
+            native.matmul_bsr(
+                guarded(x), y, indptr, indices, blocks, scales, guarded(np.ones(rows, np.float32)), "int16"
+            )
+            np.testing.assert_allclose(y, x @ dense.T + 1, rtol=2e-3, atol=2e-3)
+        assert native.check_bsr(indptr, indices, -(-cols // w.blocksize[1])) == ("", -1)
+
+
+def test_codecs(guarded: Guarded) -> None:
+    for bits in (1, 2, 3, 4, 5, 8):
+        for rows, cols in SHAPES:
+            codes = np.random.default_rng(bits).integers(0, 2**bits, (rows, cols)).astype(np.uint8)
+            packed = guarded(native.pack_codes(guarded(codes), bits))
+            assert (native.unpack_codes(packed, bits, cols) == codes).all()
+            prepacked = guarded(native.prepack_dense(packed))
+            assert (native.unprepack_dense(prepacked, rows) == packed).all()
+            w = guarded(random((rows, cols)))
+            for group in (16, 32, max(cols, 1)):
+                groups = -(-cols // group)
+                low, high = native.group_range(w, group)
+                assert (low <= high).all()
+                scales, zeros = (
+                    guarded(np.full((rows, groups), 0.1, np.float32)),
+                    guarded(np.ones((rows, groups), np.uint8)),
+                )
+                encoded = guarded(native.encode_int(w, scales, zeros, bits, group))
+                assert native.decode_int(encoded, scales, zeros, bits, group, cols).shape == (rows, cols)
+            assert native.first_nonfinite(w) == -1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_index_checks_agree_with_a_plain_loop(data: st.DataObject) -> None:
+    cols = data.draw(st.integers(1, 12))
+    rows = data.draw(st.lists(st.lists(st.integers(0, cols + 1), max_size=6), max_size=6))
+    if data.draw(st.booleans()):
+        rows = [sorted(set(row)) for row in rows]
+    indptr = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(0, len(rows)))
+        indptr[place] += data.draw(st.sampled_from([-1, 1, 2**62, -(2**62)]))
+    indices = np.array([i for row in rows for i in row], data.draw(st.sampled_from([np.uint16, np.uint32])))
+    rises = indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr.astype(object)) >= 0).all()
+    good = bool(rises) and all(
+        all(a < b for a, b in zip(row, row[1:], strict=False)) and all(i < cols for i in row)
+        for row in (indices[a:b].tolist() for a, b in zip(indptr, indptr[1:], strict=False))
+    )
+    rule, _ = native.check_bsr(indptr, indices, cols)
+    assert (rule == "") == good
+
+
+@pytest.mark.parametrize("scheme", ["int8", "csr", "csr+int8", "bsr-4x4", "float16"])
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**62, 4), (1, 2**62), (2**31, 2**33)])
+def test_shapes_that_no_memory_holds_are_refused(scheme: str, shape: tuple[int, int]) -> None:
+    small = pm.compress(random((4, 4)), scheme)
+    parts = dict(small.parts())
+    if "shape" in parts:
+        parts["shape"] = np.array(shape)
+    with pytest.raises(pm.FormatError, match="expected"):
+        pm.from_parts(scheme, shape, parts)
