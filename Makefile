@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 VENV := .venv
+comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__)
 
-.PHONY: help demo test test-scalar lint bench clean
+.PHONY: help demo test test-scalar lint bench sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -14,6 +15,9 @@ help:
 	@echo "make test-scalar  run the tests on the scalar kernels"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy and SciPy"
+	@echo "make sanitize     the tests of the native code under ASan and UBSan"
+	@echo "make tsan         the thread pool and racing first products under TSan"
+	@echo "make huge         sizes beyond 32 bits (needs 20 GB of memory)"
 	@echo "make clean        remove what make made"
 
 $(VENV)/made:
@@ -48,6 +52,31 @@ lint: $(VENV)/with-lint
 
 bench: $(VENV)/with-scipy
 	@$(BIN)/python bench/run.py
+
+# An extension built with the sanitizers $(2), in build/$(1); Python itself is not, so their runtimes are loaded first.
+define sanitized
+	@echo "== building the extension with -fsanitize=$(2)"
+	@$(BIN)/cmake -S . -B build/$(1) -G Ninja -DPUMICE_SANITIZE=$(2) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/$(1).log
+	@$(BIN)/ninja -C build/$(1) >>build/$(1).log
+	@rm -rf build/$(1)/site && mkdir -p build/$(1)/site && cp -r src/pumice build/$(1)/site/ && rm -f build/$(1)/site/pumice/_core/*.so
+	@cp build/$(1)/native*.so build/$(1)/site/pumice/_core/
+endef
+
+NATIVE_TESTS := tests/test_native.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py tests/conformance
+
+sanitize: $(VENV)/with-test $(VENV)/with-build
+	$(call sanitized,sanitize,address$(comma)undefined)
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/sanitize/site PYTHONMALLOC=malloc $(BIN)/python -m pytest -q $(NATIVE_TESTS) -k "not threadpoolctl_finds"
+
+tsan: $(VENV)/with-test $(VENV)/with-build
+	$(call sanitized,tsan,thread)
+	@$(BIN)/python -m pytest -q tests/test_threads.py -k self_test
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:report_signal_unsafe=0 \
+	  PYTHONPATH=build/tsan/site $(BIN)/python -m pytest -q tests/test_protocols.py -k "first_products"
+
+huge: $(VENV)/with-test
+	@$(BIN)/python -m pytest -q -m huge
 
 clean:
 	rm -rf $(VENV) build dist

@@ -97,7 +97,9 @@ def test_importing_pumice_needs_numpy_and_nothing_else() -> None:
         "print(' '.join(sorted(new - set(sys.stdlib_module_names))))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert set(found) <= {"numpy", "pumice", "cython_runtime", "threadpoolctl"} | {m for m in found if m.startswith("_cython")}
+    assert set(found) <= {"numpy", "pumice", "cython_runtime", "threadpoolctl"} | {
+        m for m in found if m.startswith("_cython")
+    }
 
 
 def test_the_reference_is_never_imported_by_production() -> None:

@@ -106,7 +106,7 @@ def test_options_reach_the_recipe(model: Path, tmp_path: Path, capsys: pytest.Ca
     loaded = pm.load(target)
     assert loaded["fc.weight"].scheme == "int4-g16"
     assert isinstance(loaded["embed.weight"], np.ndarray)
-    assert main(["convert", str(model), str(target), "--scheme", "int8", "--keep-embeddings"]) == 0
+    assert main(["convert", str(model), str(target), "--scheme", "int8", "--keep-embeddings", "--overwrite"]) == 0
     assert isinstance(pm.load(target)["embed.weight"], np.ndarray)
     assert main(["convert", str(model), str(target), "--scheme", "int4-g128", "--group-size-fallback", "error"]) == 2
 

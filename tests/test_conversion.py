@@ -177,12 +177,32 @@ def test_a_failure_leaves_the_old_target_and_nothing_else(source: Path, tmp_path
     pm.convert(source, target, "int8")
     digest, files = target.read_bytes(), sorted(tmp_path.iterdir())
     with pytest.raises(pm.NonFiniteError, match=r"fc\.weight: expected finite values, got inf at index \(40, 3\)"):
-        pm.convert(bad, target, "int8")
+        pm.convert(bad, target, "int8", overwrite=True)
     assert target.read_bytes() == digest
     assert sorted(tmp_path.iterdir()) == files
     with pytest.raises(pm.NonFiniteError):
         pm.convert(bad, tmp_path / "new", "int8")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_there_is_replaced_only_when_asked_to(folder: Path, source: Path, tmp_path: Path) -> None:
+    file, small = tmp_path / "t.safetensors", tmp_path / "small"
+    small.mkdir()
+    (small / ".git").mkdir()  # hidden: the folder counts as empty
+    pm.convert(source, file, "int8")
+    pm.convert(folder, small, "int8")
+    (small / "mine.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in [file, *small.rglob("*")] if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"target: expected a new path .* unless overwrite=True .*, got a file"):
+        pm.convert(source, file, "int4-g32")
+    with pytest.raises(FileExistsError, match=r"target: .* \(--overwrite\), got a folder that holds '.*' at"):
+        pm.convert(folder, small, "int4-g32")
+    assert {path: path.read_bytes() for path in before} == before
+    pm.convert(source, file, "int4-g32", overwrite=True)
+    pm.convert(folder, small, "int4-g32", overwrite=True)
+    assert pm.load(file)["attn.weight"].scheme == pm.load(small)["fc.weight"].scheme == "int4-g32"
+    assert (small / "mine.txt").read_text() == "mine"
+    assert (small / ".git").is_dir()
 
 
 @pytest.mark.parametrize("link", [False, True])

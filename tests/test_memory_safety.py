@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import sys
 from collections.abc import Iterator
@@ -166,8 +167,8 @@ def test_index_checks_agree_with_a_plain_loop(data: st.DataObject) -> None:
     indices = np.array([i for row in rows for i in row], data.draw(st.sampled_from([np.uint16, np.uint32])))
     rises = indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr.astype(object)) >= 0).all()
     good = bool(rises) and all(
-        all(a < b for a, b in zip(row, row[1:], strict=False)) and all(i < cols for i in row)
-        for row in (indices[a:b].tolist() for a, b in zip(indptr, indptr[1:], strict=False))
+        all(a < b for a, b in itertools.pairwise(row)) and all(i < cols for i in row)
+        for row in (indices[a:b].tolist() for a, b in itertools.pairwise(indptr))
     )
     rule, _ = native.check_bsr(indptr, indices, cols)
     assert (rule == "") == good

@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, USAGE)
     except (FormatError, NonFiniteError) as error:
         return _fail(error, BAD_DATA)
+    except FileExistsError as error:
+        return _fail(error, USAGE)
     except OSError as error:
         return _fail(error, IO_ERROR)
     except (ValueError, TypeError, MemoryError) as error:
@@ -96,6 +98,7 @@ def _add_convert(commands: Any) -> None:
         default=MAX_SHARD_SIZE,
         help="of the files of a folder (default: 5 GB)",
     )
+    add("--overwrite", action="store_true", help="replace what is at DST (default: DST is new, or an empty folder)")
     add("--dry-run", action="store_true", help="read headers only, write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")
     command.set_defaults(run=_convert)
@@ -121,6 +124,7 @@ def _convert(options: argparse.Namespace) -> int:
             ignore=options.ignore,
             keep_embeddings=options.keep_embeddings,
             group_size_fallback=options.group_size_fallback,
+            overwrite=options.overwrite,
             dry_run=options.dry_run,
             max_shard_size=options.max_shard_size,
             progress=progress,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -56,6 +56,7 @@ def convert(
     keep_embeddings: bool = False,
     group_size_fallback: str | None = None,
     dry_run: bool = False,
+    overwrite: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
     io: str = "mmap",
     progress: Progress | None = None,
@@ -81,6 +82,8 @@ def convert(
         See `Recipe`.
     dry_run : bool
         Read headers only, write nothing.
+    overwrite : bool
+        Whether a file, or the weights and files of the same names in a folder, may be replaced.
     max_shard_size : int
         Bytes of tensors in a file of a folder.
     io : {"mmap", "read"}
@@ -100,6 +103,8 @@ def convert(
         Rules that cannot be followed.
     ValueError
         Source and target are the same.
+    FileExistsError
+        Without `overwrite`: the target is a file, or a folder that is not empty.
 
     Examples
     --------
@@ -130,22 +135,19 @@ def convert(
         choices = plan.plan(infos)
         if dry_run:
             return Report(str(source), str(target), tuple(_forecast(n, i, choices[n]) for n, i in infos.items()))
-        side = _SideFiles.of(source, target)
+        copied, skipped = _side_files(source, target)
         tally = _Tally(sum(info.nbytes for info in infos.values()), progress)
         reports: list[TensorReport] = []
         written: dict[str, TensorInfo] = {}
-        with SafetensorsWriter(target, max_shard_size=max_shard_size) as writer:
+        with SafetensorsWriter(target, max_shard_size=max_shard_size, overwrite=overwrite) as writer:
             for name, info in infos.items():
                 report, written[name] = _convert_one(reader, writer, name, info, choices[name], tally)
                 reports.append(report)
-            try:
-                side.stage(written, str(plan.scheme) if plan.scheme else "recipe")
-                writer.commit()
-                side.publish()
-            finally:
-                side.discard()
+            for file in copied:
+                writer.attach(file, partial(_side_file, source, file, written, plan.scheme))
+            writer.commit()
     seconds = time.perf_counter() - start
-    return Report(str(source), str(target), tuple(reports), seconds, side.copied, side.skipped)
+    return Report(str(source), str(target), tuple(reports), seconds, copied, skipped)
 
 
 @dataclass
@@ -267,56 +269,31 @@ def _forecast(name: str, info: TensorInfo, choice: Choice) -> TensorReport:
     return TensorReport(name, info.shape, str(choice.scheme), info.nbytes, after, why=choice.why)
 
 
-@dataclass
-class _SideFiles:
-    """The other files of a model folder: copied beside the target's names first, renamed after the weights."""
+def _side_files(source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The other files of a model folder that go along, and those that do not: weights of other formats."""
+    if not source.is_dir() or (target.suffix == ".safetensors" and not target.is_dir()):
+        return (), ()
+    copied: list[str] = []
+    skipped: list[str] = []
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        within = target.resolve() in (path.resolve(), *path.resolve().parents)
+        if hidden or within or not path.is_file():
+            continue
+        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+        (skipped if weights else copied).append(str(name))
+    return tuple(copied), tuple(name for name in skipped if not name.endswith(".safetensors"))
 
-    source: Path
-    target: Path
-    files: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    staged: dict[str, Path] | None = None
 
-    @classmethod
-    def of(cls, source: Path, target: Path) -> _SideFiles:
-        if not source.is_dir() or (target.suffix == ".safetensors" and not target.is_dir()):
-            return cls(source, target)
-        copied: list[str] = []
-        skipped: list[str] = []
-        for path in sorted(source.rglob("*")):
-            name = path.relative_to(source)
-            hidden = any(part.startswith(".") for part in name.parts)
-            within = target.resolve() in (path.resolve(), *path.resolve().parents)
-            if hidden or within or not path.is_file():
-                continue
-            weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
-            (skipped if weights else copied).append(str(name))
-        return cls(source, target, tuple(copied), tuple(n for n in skipped if not n.endswith(".safetensors")))
-
-    @property
-    def copied(self) -> tuple[str, ...]:
-        return self.files
-
-    def stage(self, written: Mapping[str, TensorInfo], scheme: str) -> None:
-        self.staged = {}
-        for name in self.files:
-            place = self.target / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = place.with_name(f".{place.name}.{secrets.token_hex(6)}.tmp")
-            self.staged[name] = temporary
-            if name == "config.json":
-                temporary.write_bytes(_config((self.source / name).read_bytes(), written, scheme))
-            else:
-                shutil.copyfile(self.source / name, temporary)
-
-    def publish(self) -> None:
-        for name, temporary in (self.staged or {}).items():
-            os.replace(temporary, self.target / name)
-        self.staged = {}
-
-    def discard(self) -> None:
-        for temporary in (self.staged or {}).values():
-            temporary.unlink(missing_ok=True)
+def _side_file(
+    source: Path, name: str, written: Mapping[str, TensorInfo], scheme: Scheme | None, out: IO[bytes]
+) -> None:
+    if name == "config.json":
+        out.write(_config((source / name).read_bytes(), written, str(scheme or "recipe")))
+        return
+    with (source / name).open("rb") as file:
+        shutil.copyfileobj(file, out)
 
 
 def _config(text: bytes, written: Mapping[str, TensorInfo], scheme: str) -> bytes:

@@ -16,11 +16,10 @@ from pumice.checkpoint.base import LFS_HEAD, Reader, TensorInfo, refuse_non_weig
 from pumice.checkpoint.dtypes import DTYPES, widen
 from pumice.checkpoint.header import HEADER_CAP, Entry, Header, parse_json, read_header
 from pumice.checkpoint.manifest import ArrayRecord, Manifest, read_manifest
+from pumice.checkpoint.publication import INDEX, SINGLE
 from pumice.checkpoint.source import Buffer, Source
 from pumice.errors import FormatError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -196,11 +195,16 @@ def _open_folder(folder: Path, io: str) -> tuple[Shard, ...]:
         return _open_index(folder / INDEX, io)
     if len(indexes) == 1:
         return _open_index(indexes[0], io)
-    if not indexes and len(files) == 1:
+    if not indexes and len(files) == 1 and not _is_part(files[0].name):
         return (Shard(files[0], io=io),)
     got = ", ".join(path.name for path in (indexes or files)[:8])
     rule = f"{SINGLE}, one index or one weights file"
     raise FormatError(str(folder), None, rule, got, "give the path of one file")
+
+
+def _is_part(name: str) -> bool:
+    match = SHARD.fullmatch(name)
+    return match is not None and int(match[2]) > 1
 
 
 def _open_index(index: Path, io: str) -> tuple[Shard, ...]:

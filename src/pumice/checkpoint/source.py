@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +16,15 @@ from pumice.errors import FormatError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 READ_AT_ONCE = 1 << 30  # Linux ends one read at 2 GiB - 4 KiB
+
+
+_mapped: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()  # device and inode
+
+
+def is_mapped(fd: int) -> bool:
+    """Whether an open file is one that some `Source`, or a view of it, still maps."""
+    status = os.fstat(fd)
+    return (status.st_dev, status.st_ino) in set(_mapped.values())
 
 
 class Source:
@@ -45,7 +55,9 @@ class Source:
             if io == "read" or self.size == 0:
                 self._fd, fd = fd, -1
             else:
-                self._buffer = memoryview(mmap.mmap(fd, self.size, access=mmap.ACCESS_READ))
+                mapping = mmap.mmap(fd, self.size, access=mmap.ACCESS_READ)
+                _mapped[mapping] = status.st_dev, status.st_ino
+                self._buffer = memoryview(mapping)
         finally:
             if fd >= 0:
                 os.close(fd)

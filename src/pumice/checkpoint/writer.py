@@ -2,18 +2,16 @@
 
 How many bytes a sparse part has is known only when its array ends, and the header goes first. So blocks are
 appended to a spool, an unnamed file beside the target; once a shard is full its parts are copied, in their final
-order, behind a finished header. Nothing is visible before `commit` renames the shards, the index last.
+order, behind a finished header. Nothing is visible before `commit` publishes the files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +28,8 @@ from pumice.checkpoint.manifest import (
     sign,
     tensor_name,
 )
-from pumice.checkpoint.safetensors import INDEX, SINGLE
+from pumice.checkpoint.publication import INDEX, SINGLE, Publication, Staged, shard_names, write_all
+from pumice.checkpoint.source import is_mapped
 from pumice.scheme import Scheme
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes, Hugging Face's default
@@ -89,6 +88,15 @@ class SafetensorsWriter(Writer):
         Own text entries for each header; names that start with "pumice." and "format" are taken.
     max_shard_size
         Bytes of tensors in a file of a folder; only an array that is larger alone exceeds it.
+    overwrite
+        Whether weights that are at the target may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        Without `overwrite`: the target is a file, or a folder that is not empty.
+    ValueError
+        A file object of a file that is mapped, such as one that `load` has open.
 
     Examples
     --------
@@ -109,6 +117,7 @@ class SafetensorsWriter(Writer):
         *,
         metadata: Mapping[str, str] | None = None,
         max_shard_size: int = MAX_SHARD_SIZE,
+        overwrite: bool = True,
     ) -> None:
         if max_shard_size <= 0:
             raise ValueError(f"max_shard_size: expected a positive number, got {max_shard_size}")
@@ -116,24 +125,30 @@ class SafetensorsWriter(Writer):
         self._max = max_shard_size
         self._file: IO[bytes] | None = None
         self._path: Path | None = None  # of the only file
-        self._made_folder = False
+        self._overwrite = overwrite
+        self._publication: Publication | None = None
         if isinstance(target, (str, os.PathLike)):
             path = Path(target)
             single = path.suffix == ".safetensors" and not path.is_dir()
             self._path = path if single else None
             self._folder = path.parent if single else path
-            if not single and not path.exists():
-                path.mkdir(parents=True)
-                self._made_folder = True
+            self._refuse_existing()
+            self._publication = Publication(self._folder)
         else:
+            _refuse_mapped(target)
             self._file, self._folder = target, Path(tempfile.gettempdir())
         self._current: _Array | None = None
         self._shard: list[_Array] = []
         self._taken: set[str] = {"__metadata__"}
-        self._finished: list[tuple[Path, list[_Array]]] = []  # assembled under a temporary name
-        self._temporary: list[Path] = []
+        self._finished: list[tuple[Staged, list[_Array]]] = []  # assembled under a temporary name
+        self._beside: list[Staged] = []
         self._done = False
-        self._spool = self._new_spool()
+        try:
+            self._spool = self._new_spool()
+        except BaseException:
+            if self._publication is not None:
+                self._publication.discard()
+            raise
 
     def begin(self, name: str, info: TensorInfo) -> None:
         self._end()
@@ -190,32 +205,53 @@ class SafetensorsWriter(Writer):
         self._taken -= {array.name, *(tensor.name for tensor in array.tensors.values())}
         self._current = None  # what the spool has of it is never copied
 
+    def attach(self, name: str, fill: Callable[[IO[bytes]], object]) -> None:
+        """Have `fill` write another file of the target's folder, which appears with the weights."""
+        if self._publication is None:
+            raise ValueError("attach: expected a target that is a path, got a file object")
+        self._beside.append(self._publication.stage(name, fill))
+
     def commit(self) -> tuple[Path, ...]:
         if self._done:
             raise ValueError("commit: expected a writer that is open, got one that has ended")
         self._end()
-        if self._file is not None:
+        if self._publication is None:
+            assert self._file is not None
             self._assemble(self._file)
-            self._done = True
-            self._close_spools()
-            return ()
-        if self._shard or not self._finished:
-            self._close_shard(keep=None)
-        self._close_spools()
-        paths = self._publish()
+            paths: tuple[Path, ...] = ()
+        else:
+            if self._shard or not self._finished:
+                self._close_shard(keep=None)
+            with self._publication.exclusive():
+                self._refuse_existing()
+                weights = self._named()
+                self._publication.publish(weights, self._beside, whole=self._path is None)
+                self._publication.finish()
+            paths = tuple(self._folder / name for _, name in weights)
         self._done = True
+        self._close_spools()
         return paths
 
     def abort(self) -> None:
         self._close_spools()
-        if self._done:
-            return
+        if not self._done and self._publication is not None:
+            self._publication.discard()
         self._done = True
-        for path in self._temporary:
-            path.unlink(missing_ok=True)
-        if self._made_folder:
-            with contextlib.suppress(OSError):  # somebody else may have put something there
-                self._folder.rmdir()
+
+    def _refuse_existing(self) -> None:
+        place = self._path or self._folder
+        if self._overwrite or not place.exists():
+            return
+        if self._path is None:
+            names = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
+            visible = next((name for name in names if not any(part.startswith(".") for part in name.parts)), None)
+            if visible is None:
+                return
+            got = f"a folder that holds {str(visible)!r}"
+        else:
+            got = "a file"
+        rule = "expected a new path or an empty folder unless overwrite=True (--overwrite)"
+        raise FileExistsError(f"target: {rule}, got {got} at {str(place)!r}")
 
     def _open_array(self) -> _Array:
         if self._current is None:
@@ -247,16 +283,12 @@ class SafetensorsWriter(Writer):
 
     def _close_shard(self, keep: IO[bytes] | None) -> None:
         """Assemble the shard under a temporary name and free its spools, but for the one to `keep`."""
-        path = self._temporary_path(self._path.name if self._path else SINGLE)
-        with path.open("xb") as out:
-            self._temporary.append(path)
-            self._assemble(out)
-            out.flush()
-            os.fsync(out.fileno())
+        assert self._publication is not None
+        staged = self._publication.stage(self._path.name if self._path else SINGLE, self._assemble)
         for array in self._shard:
             if array.spool is not keep:
                 array.spool.close()
-        self._finished.append((path, self._shard))
+        self._finished.append((staged, self._shard))
         self._shard = []
         if keep is self._spool:
             self._spool = self._new_spool()
@@ -278,30 +310,18 @@ class SafetensorsWriter(Writer):
             end = position + tensor.nbytes
             entries[tensor.name] = Entry(tensor.dtype, shapes[tensor.name], position, end)
             position = end
-        out.write(sign(write_header(entries, _shard_metadata(self._shard) | self._metadata)))
+        write_all(out, sign(write_header(entries, _shard_metadata(self._shard) | self._metadata)))
         spools = {t.name: array.spool for array in self._shard for t in array.tensors.values()}
         for tensor in tensors:
             for offset, length in tensor.extents:
                 _copy(spools[tensor.name], offset, length, out)
 
-    def _publish(self) -> tuple[Path, ...]:
-        """Give every file its name: shards first, the index last, then drop what the old index had."""
-        count = len(self._finished)
-        stale = set() if self._path else _files_of_index(self._folder / INDEX) | {SINGLE, INDEX}
-        names = [self._path.name if self._path else SINGLE]
-        renames = []
-        if count > 1:
-            names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-            renames = [(self._write_index(names), INDEX)]
-        renames = [(path, name) for (path, _), name in zip(self._finished, names, strict=True)] + renames
-        for path, name in renames:
-            os.replace(path, self._folder / name)
-        for name in stale - {name for _, name in renames}:
-            (self._folder / name).unlink(missing_ok=True)
-        _sync_folder(self._folder)
-        return tuple(self._folder / name for _, name in renames)
-
-    def _write_index(self, names: list[str]) -> Path:
+    def _named(self) -> list[Staged]:
+        """The finished files with the names that they are to get; the index last."""
+        assert self._publication is not None
+        if len(self._finished) == 1:
+            return [self._finished[0][0]]
+        names = shard_names(self._folder, len(self._finished))
         weight_map: dict[str, str] = {}
         total = 0
         for name, (_, arrays) in zip(names, self._finished, strict=True):
@@ -309,16 +329,9 @@ class SafetensorsWriter(Writer):
                 total += array.nbytes
                 weight_map |= {tensor.name: name for tensor in array.tensors.values()}
         table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        path = self._temporary_path(INDEX)
-        with path.open("xb") as out:
-            self._temporary.append(path)
-            out.write(json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
-        return path
-
-    def _temporary_path(self, name: str) -> Path:
-        return self._folder / f".{name}.{secrets.token_hex(6)}.tmp"
+        text = json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n"
+        index = self._publication.stage(INDEX, lambda out: write_all(out, text))
+        return [(path, name) for ((path, _), _), name in zip(self._finished, names, strict=True)] + [index]
 
     def _new_spool(self) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=self._folder)  # unnamed: it cannot be left behind
@@ -361,6 +374,15 @@ def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted(metadata.items()))
 
 
+def _refuse_mapped(file: IO[bytes]) -> None:
+    try:
+        fd = file.fileno()
+    except (AttributeError, OSError):  # not a file of the system
+        return
+    if is_mapped(fd):
+        raise ValueError(f"target: expected a file that is not open for reading, got {file!r}, which is mapped")
+
+
 def _copy(spool: IO[bytes], offset: int, length: int, out: IO[bytes]) -> None:
     """Append bytes [offset, offset + length) of the spool, in bounded memory."""
     spool.seek(offset)
@@ -368,23 +390,5 @@ def _copy(spool: IO[bytes], offset: int, length: int, out: IO[bytes]) -> None:
         data = spool.read(min(length, COPY_AT_ONCE))
         if not data:
             raise OSError("the spool ended early")
-        out.write(data)
+        write_all(out, data)
         length -= len(data)
-
-
-def _files_of_index(index: Path) -> set[str]:
-    """The shards of an older index that this writer could have written."""
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return set()
-    plain = (name for name in names if isinstance(name, str) and Path(name).name == name)
-    return {name for name in plain if name.endswith(".safetensors")}
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
