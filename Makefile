@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__)
 
-.PHONY: help demo test test-scalar lint bench sanitize tsan huge clean
+.PHONY: help demo test test-scalar lint bench promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-scalar  run the tests on the scalar kernels"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy and SciPy"
+	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
+	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
 	@echo "make sanitize     the tests of the native code under ASan and UBSan"
 	@echo "make tsan         the thread pool and racing first products under TSan"
 	@echo "make huge         sizes beyond 32 bits (needs 20 GB of memory)"
@@ -53,6 +55,14 @@ lint: $(VENV)/with-lint
 bench: $(VENV)/with-scipy
 	@$(BIN)/python bench/run.py
 
+promises: $(VENV)/with-test
+	@PUMICE_LONG=1 $(BIN)/python -m pytest -q -s tests/promises
+
+SECONDS ?= 600
+fuzz: $(VENV)/with-test $(VENV)/with-fuzz
+	@$(BIN)/python tests/fuzz/fuzz.py --atheris --seconds $(SECONDS)
+	@$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $$(date +%s)
+
 # An extension built with the sanitizers $(2), in build/$(1); Python itself is not, so their runtimes are loaded first.
 define sanitized
 	@echo "== building the extension with -fsanitize=$(2)"
@@ -62,7 +72,8 @@ define sanitized
 	@cp build/$(1)/native*.so build/$(1)/site/pumice/_core/
 endef
 
-NATIVE_TESTS := tests/test_native.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py tests/conformance
+NATIVE_TESTS := tests/test_native.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py \
+  tests/test_memory_safety.py tests/conformance
 
 sanitize: $(VENV)/with-test $(VENV)/with-build
 	$(call sanitized,sanitize,address$(comma)undefined)

@@ -200,7 +200,7 @@ def test_what_is_there_is_replaced_only_when_asked_to(folder: Path, source: Path
     assert {path: path.read_bytes() for path in before} == before
     pm.convert(source, file, "int4-g32", overwrite=True)
     pm.convert(folder, small, "int4-g32", overwrite=True)
-    assert pm.load(file)["attn.weight"].scheme == pm.load(small)["fc.weight"].scheme == "int4-g32"
+    assert pm.load(file)["a.weight"].scheme == pm.load(small)["fc.weight"].scheme == "int4-g32"
     assert (small / "mine.txt").read_text() == "mine"
     assert (small / ".git").is_dir()
 

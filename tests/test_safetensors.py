@@ -350,6 +350,10 @@ def test_folders_without_one_set_of_weights_are_refused(tmp_path: Path) -> None:
         pm.save(tmp_path / f"{name}.safetensors", {"x": np.ones(2)})
     with pytest.raises(pm.FormatError, match=r"got a\.safetensors, b\.safetensors \(give the path of one file\)"):
         pm.load(tmp_path)
+    (tmp_path / "shards").mkdir()
+    pm.save(tmp_path / "shards" / "model-00001-of-00002.safetensors", {"x": np.ones(2)})
+    with pytest.raises(pm.FormatError, match="one weights file"):
+        pm.load(tmp_path / "shards")  # a shard alone, without its index, is not the model
     with pytest.raises(FileNotFoundError, match="path: expected an existing file or folder"):
         pm.load(tmp_path / "nothing")
     with pytest.raises(pm.FormatError, match="a file or folder"):

@@ -110,19 +110,28 @@ def is_whole(value: object) -> bool:
     return type(value) is int and 0 <= value <= NUMBER_CAP
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON's escapes allow half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _metadata(table: object, source: Source) -> dict[str, str]:
     if not isinstance(table, dict):
         _fail(source, "__metadata__", "an object", type(table).__name__)
     for key, value in table.items():
         if not isinstance(value, str):
-            _fail(source, "__metadata__", f"text for {key!r}", type(value).__name__)
+            _fail(source, "__metadata__", f"text for {key!a}", type(value).__name__)
+        if not is_unicode(key) or not is_unicode(value):
+            _fail(source, "__metadata__", f"Unicode text for {key!a}", "a lone surrogate")
     return table
 
 
 def _entry(name: str, field: object, data_start: int, source: Source) -> Entry:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
+    if not is_unicode(name):
         _fail(source, ascii(name), "a name in Unicode", "a lone surrogate")
     if not isinstance(field, dict) or field.keys() != FIELDS:
         got = sorted(map(ascii, field)) if isinstance(field, dict) else type(field).__name__

@@ -154,7 +154,8 @@ class CompressedArray(CompactArray):
             start - first * height : stop - first * height, : self._cols
         ]
         if self._scales is not None:
-            w = w * self._scales[start:stop, None]
+            with np.errstate(over="ignore"):  # infinity, as in products
+                w = w * self._scales[start:stop, None]
         return np.ascontiguousarray(w)
 
     def take(self, ids: Any) -> F32:
@@ -167,7 +168,8 @@ class CompressedArray(CompactArray):
         w = np.zeros((len(flat), -(-self._cols // width), width), np.float32)
         w[row, self._indices[block]] = self._blocks[block, (flat % height)[row]]
         if self._scales is not None:
-            w *= self._scales[flat, None, None]
+            with np.errstate(over="ignore"):
+                w *= self._scales[flat, None, None]
         return w.reshape(len(flat), w.shape[1] * width)[:, : self._cols].reshape(*ids.shape, *self._shape[1:])
 
     def _slice(self, rows: slice, cols: slice) -> Self:
