@@ -85,6 +85,33 @@ def test_spawned_processes_get_weights_by_pickle_and_multiply() -> None:
     assert set(results) == {(X @ w.T).tobytes()}
 
 
+@pytest.mark.parametrize("python_threads", [8])
+def test_products_of_many_threads_at_once_have_the_same_bits(python_threads: int, long: bool, count: Count) -> None:
+    each = 20_000 if long else 1_000
+    w = pm.prune(np.random.default_rng(3).standard_normal((96, 256)).astype(np.float32), 0.5)
+    schemes = ("int8", "int4-g32", "csr", "csr+int8", "bsr-4x4", "float16")
+    arrays = [pm.compress(w, scheme) for scheme in schemes]
+    xs = [X[:rows, :256] for rows in (1, 3, 17)]
+    expected = {(a, b): (x @ w.T).tobytes() for a, w in enumerate(arrays) for b, x in enumerate(xs)}
+    fresh = [pm.compress(w, scheme) for scheme in schemes]  # not prepacked: the first products race
+    wrong: list[object] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for a, b in zip(rng.integers(0, len(fresh), each), rng.integers(0, len(xs), each), strict=True):
+            if (xs[b] @ fresh[a].T).tobytes() != expected[a, b]:
+                wrong.append((a, b))
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(python_threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=600)
+        assert not worker.is_alive(), "a product hangs"
+    assert wrong == []
+    count("threads x products", f"{python_threads} x {each}")
+
+
 # Leaks. In a process of its own, where nothing else grows.
 
 LEAKS = """
