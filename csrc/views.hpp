@@ -10,6 +10,7 @@ namespace pumice {
 
 constexpr int64_t kPanelRows = 16;  // rows of one panel of the prepacked form
 constexpr int64_t kBlock = 128;     // columns that share an activation scale
+constexpr int64_t kMinGroup = 16;   // columns of the smallest group of weights
 
 // How x enters the product (docs/formats.md, "Activations").
 enum class Activations : int { kInt16, kInt8, kFloat32 };
@@ -18,7 +19,8 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the
 //             row's little-endian bit stream; scales and zeros are [row][group].
-// prepacked:  codes[panel][word][16 rows]; scales and zeros are [panel][group][16 rows].
+// prepacked:  codes[panel][word][16 rows]; scales and zeros are [panel][group][16 rows]. Codes of 2, 4 and 8 bits keep their
+//             words; those of 3, 5 and 6 are split into planes, see Unit.
 //
 //   word w of an int4 row:   bit 31                              0
 //                            | 8w+7 | 8w+6 | ...  | 8w+1 | 8w+0 |     even columns in low nibbles
@@ -29,7 +31,7 @@ struct DenseInt {
   const uint8_t* zeros;   // null: every zero is 2^(bits-1)
   int64_t rows, cols;
   int64_t group;          // columns of a group: a power of two >= 16, or >= cols
-  int bits;               // 4 or 8
+  int bits;               // 2, 3, 4, 5, 6 or 8
   uint8_t flip;           // 0x80 if 8-bit codes rest as signed integers, else 0
   bool half_scales;
   bool prepacked;
@@ -38,7 +40,29 @@ struct DenseInt {
 // Functions here have internal linkage: kernel files include this header under their own instruction set, and the
 // linker must never be able to pick such a copy for the baseline.
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t words_of(const DenseInt& w) { return ceil_div(w.cols * w.bits, 32); }
+
+// The fewest columns whose codes fill whole words of the prepacked form. A step is 4 columns, one in each byte of a word: step
+// s of a low word are its columns s + P * i, i = 0..3, where P = 8 / low codes share a byte. Codes of 3, 5 and 6 bits are a low
+// plane of 2 or 4 bits, in words like those of int2 or int4, and then one word with the high bits of all steps of the unit:
+// those of step s, column i, are the bits `high` * s and up of byte i.
+struct Unit {
+  int cols, words, low_words, low, high;  // low, high: bits of the planes
+};
+static constexpr Unit unit_of(int bits) {
+  return bits == 8   ? Unit{4, 1, 1, 8, 0}
+         : bits == 6 ? Unit{16, 3, 2, 4, 2}
+         : bits == 5 ? Unit{32, 5, 4, 4, 1}
+         : bits == 4 ? Unit{8, 1, 1, 4, 0}
+         : bits == 3 ? Unit{32, 3, 2, 2, 1}
+                     : Unit{16, 1, 1, 2, 0};
+}
+static inline int64_t row_words(int64_t cols, int bits) { return ceil_div(cols * bits, 32); }
+static inline int64_t panel_words(int64_t cols, int bits) {
+  return ceil_div(cols, unit_of(bits).cols) * unit_of(bits).words;
+}
+static inline int64_t words_of(const DenseInt& w) {
+  return w.prepacked ? panel_words(w.cols, w.bits) : row_words(w.cols, w.bits);
+}
 static inline int64_t groups_of(const DenseInt& w) { return w.group >= w.cols ? 1 : ceil_div(w.cols, w.group); }
 
 // Dense float16 or bfloat16 weights: bits[row][col].
@@ -65,10 +89,9 @@ struct BlockSparse {
 //
 // codes:  a[row][padded]: int16, columns in order; `padded` = cols rounded up to whole blocks, the rest 0
 // scales: as[row][block]
-// quads:  what the dense kernels multiply: [tile of `height` rows][word][parity][plane][row of the tile], 4 bytes each, so
-//         that a tile is read in one run. A quad is 4 columns that meet one 32-bit lane of codes; a word of int4 codes
-//         holds the even columns of 8 in its low nibbles, hence the parities. Planes: an ISA with byte dot products has
-//         the int8 digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
+// quads:  what the dense kernels multiply: [tile of `height` rows][step][plane][row of the tile], 4 bytes each, so that a tile
+//         is read in one run. A quad is the 4 columns of a step (Unit). Planes: an ISA with byte dot products has the int8
+//         digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
 // starts: -zero * (sum of a) over each segment, min(group, 128) columns; with zeros of their own per group, zero is 1 here.
 //         [tile][segment][row of the tile], as `steps`, which repeats `scales`: [tile][block][row of the tile]
 struct QuantizedRows {

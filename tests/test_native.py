@@ -38,7 +38,7 @@ def dense(rows=3, cols=32, bits=4, group=32):
         ({"scales": np.ones((3, 2), F32)}, r"scales: expected shape \(3, 1\), got \(3, 2\)"),
         ({"zeros": np.ones((3, 2), np.uint8)}, r"zeros: expected shape \(3, 1\), got \(3, 2\)"),
         ({"codes": np.zeros((3, 12), np.uint8)}, r"codes: expected shape \(3, 16\), got \(3, 12\)"),
-        ({"bits": 3}, "bits: expected 4 or 8, got 3"),
+        ({"bits": 7}, "bits: expected 2, 3, 4, 5, 6 or 8, got 7"),
         ({"group": 0}, "group: expected at least 1, got 0"),
         ({"group": 24}, "group: expected a power of two >= 16"),
         ({"activations": "int9"}, "activations: expected one of int16, int8, float32, got 'int9'"),

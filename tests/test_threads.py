@@ -78,7 +78,7 @@ def dense_product(bits: int, activations: str, prepacked: bool) -> Callable[[], 
     codes = rng.integers(0, 256, (ROWS, COLS * bits // 8), np.uint8)
     scales = rng.standard_normal((ROWS, COLS // GROUP)).astype(np.float16)
     if prepacked:
-        codes = native.prepack_dense(codes)
+        codes = native.prepack_dense(codes, bits, COLS)
         panels = scales.reshape(ROWS // 16, 16, COLS // GROUP)
         scales = np.ascontiguousarray(panels.transpose(0, 2, 1))
 

@@ -95,10 +95,11 @@ QuantizedRows carve(Carver& carver, int64_t batch, int64_t cols, int64_t segment
 // A view of up to `panels` panels of `w` from row `first` on. The canonical form is transposed into `scratch` first, so
 // that both forms meet the same kernel and give the same bits.
 DenseInt tile_of(const DenseInt& w, int64_t first, int64_t panels, uint8_t* scratch) noexcept {
-  const int64_t words = words_of(w), groups = groups_of(w), size = w.half_scales ? 2 : 4, panel = first / kPanelRows;
+  const int64_t groups = groups_of(w), size = w.half_scales ? 2 : 4, panel = first / kPanelRows;
   DenseInt view = w;
   view.rows = std::min(panels * kPanelRows, w.rows - first);
   view.prepacked = true;
+  const int64_t words = words_of(view);
   if (w.prepacked) {
     view.codes = w.codes + panel * words * kPanelRows * 4;
     view.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * size;
@@ -110,7 +111,7 @@ DenseInt tile_of(const DenseInt& w, int64_t first, int64_t panels, uint8_t* scra
   uint8_t* codes = carver.take<uint8_t>(panels * words * kPanelRows * 4);
   uint8_t* scales = carver.take<uint8_t>(per_group * size);
   uint8_t* zeros = carver.take<uint8_t>(per_group);
-  formats::prepack(w.codes + first * words * 4, view.rows, words, 0, ceil_div(view.rows, kPanelRows), codes);
+  formats::prepack(w.codes + first * words_of(w) * 4, view.rows, w.cols, w.bits, 0, ceil_div(view.rows, kPanelRows), codes);
   std::memset(scales, 0, static_cast<size_t>(per_group * size));
   std::memset(zeros, 0, static_cast<size_t>(per_group));
   for (int64_t r = 0; r < view.rows; ++r) {
@@ -129,7 +130,7 @@ DenseInt tile_of(const DenseInt& w, int64_t first, int64_t panels, uint8_t* scra
 
 int64_t tile_scratch_bytes(const DenseInt& w, int64_t panels) noexcept {
   if (w.prepacked) return 0;
-  return (words_of(w) * 4 + groups_of(w) * 5) * kPanelRows * panels + 4 * 64;
+  return (panel_words(w.cols, w.bits) * 4 + groups_of(w) * 5) * kPanelRows * panels + 4 * 64;
 }
 
 // Runs `kernel(view, first row)` over all rows of w, `panels` panels at a time.
@@ -280,14 +281,17 @@ void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, in
           [&](Range r) { formats::decode(packed, scales, zeros, g, flip, r.begin, r.end, w); });
 }
 
-void prepack(const uint8_t* packed, int64_t rows, int64_t words, uint8_t* panels) noexcept {
-  on_pool(ceil_div(rows, kPanelRows), 1, rows * words * 8,
-          [&](Range r) { formats::prepack(packed, rows, words, r.begin, r.end, panels); });
+void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept {
+  const int64_t cost = rows * row_words(cols, bits) * (unit_of(bits).high ? kEncodeBytesPerCode : 8);
+  on_pool(ceil_div(rows, kPanelRows), 1, cost,
+          [&](Range r) { formats::prepack(packed, rows, cols, bits, r.begin, r.end, panels); });
 }
 
-void unprepack(const uint8_t* panels, int64_t rows, int64_t words, uint8_t* packed) noexcept {
-  on_pool(ceil_div(rows, kPanelRows), 1, rows * words * 8,
-          [&](Range r) { formats::unprepack(panels, rows, words, r.begin, r.end, packed); });
+void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed) noexcept {
+  const int64_t bytes = row_words(cols, bits) * 4;
+  on_pool(count, 1, count * bytes * (unit_of(bits).high ? 10 : 2), [&](Range r) {
+    for (int64_t i = r.begin; i < r.end; ++i) formats::unprepack(panels, ids[i], cols, bits, packed + i * bytes);
+  });
 }
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept {

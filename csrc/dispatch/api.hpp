@@ -22,8 +22,9 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t r
             uint8_t* packed) noexcept;
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
             uint8_t flip, float* w) noexcept;
-void prepack(const uint8_t* packed, int64_t rows, int64_t words, uint8_t* panels) noexcept;
-void unprepack(const uint8_t* panels, int64_t rows, int64_t words, uint8_t* packed) noexcept;
+void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept;
+// packed[i] = row ids[i]
+void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed) noexcept;
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept;
 Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept;

@@ -60,6 +60,68 @@ void clear_padding(uint8_t* row, int64_t cols, int bits) noexcept {
   std::memset(row + used, 0, static_cast<size_t>(row_bytes(cols, bits) - used));
 }
 
+uint32_t load_word(const uint8_t* p) noexcept {
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+  return word;
+}
+
+// Column of step `step`, byte `i`, of a unit.
+constexpr int column_of(const Unit& unit, int step, int i) {
+  const int per_byte = 8 / unit.low;
+  return step / per_byte * 4 * per_byte + step % per_byte + per_byte * i;
+}
+
+// A row of codes to and from the planes of one row of a panel, whose words are kPanelRows * 4 bytes apart.
+void split_planes(const uint8_t* row, int64_t cols, int bits, uint8_t* out) noexcept {
+  const Unit unit = unit_of(bits);
+  const int steps = unit.cols / 4, per_word = 32 / unit.low;
+  uint8_t codes[kStrip];
+  for (int64_t k = 0; k < cols; k += kStrip) {
+    const int64_t count = std::min(kStrip, cols - k);
+    unpack_strip(row + k * bits / 8, count, bits, codes);
+    if (count < kStrip) std::memset(codes + count, 0, static_cast<size_t>(kStrip - count));
+    for (int64_t at = 0; at < count; at += unit.cols) {
+      uint32_t words[5] = {};
+      for (int c = 0; c < unit.cols; ++c) {
+        const uint32_t low = codes[at + c] & ((1u << unit.low) - 1);
+        words[c / per_word] |= low << (c % per_word * unit.low);
+      }
+      for (int step = 0; step < steps; ++step) {
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t high = codes[at + column_of(unit, step, i)] >> unit.low;
+          words[unit.low_words] |= high << (8 * i + unit.high * step);
+        }
+      }
+      for (int word = 0; word < unit.words; ++word, out += kPanelRows * 4) std::memcpy(out, &words[word], 4);
+    }
+  }
+}
+
+void join_planes(const uint8_t* in, int64_t cols, int bits, uint8_t* row) noexcept {
+  const Unit unit = unit_of(bits);
+  const int steps = unit.cols / 4, per_word = 32 / unit.low;
+  uint8_t codes[kStrip];
+  for (int64_t k = 0; k < cols; k += kStrip) {
+    const int64_t count = std::min(kStrip, cols - k);
+    for (int64_t at = 0; at < count; at += unit.cols, in += unit.words * kPanelRows * 4) {
+      for (int c = 0; c < unit.cols; ++c) {
+        const uint32_t word = load_word(in + c / per_word * kPanelRows * 4);
+        codes[at + c] = static_cast<uint8_t>(word >> (c % per_word * unit.low) & ((1u << unit.low) - 1));
+      }
+      const uint32_t high = load_word(in + unit.low_words * kPanelRows * 4);
+      for (int step = 0; step < steps; ++step) {
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t bit = high >> (8 * i + unit.high * step) & ((1u << unit.high) - 1);
+          codes[at + column_of(unit, step, i)] |= static_cast<uint8_t>(bit << unit.low);
+        }
+      }
+    }
+    pack_strip(codes, count, bits, row + k * bits / 8);
+  }
+  clear_padding(row, cols, bits);
+}
+
 // Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, for |v| < 2^22; larger ones are clipped first.
 inline float round_half_even(float v) noexcept {
   constexpr float kMagic = 12582912.0f;
@@ -180,39 +242,39 @@ void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_
   for (int64_t row = begin; row < end; ++row) unpack_strip(packed + row * bytes, cols, bits, codes + row * cols);
 }
 
-void prepack(const uint8_t* packed, int64_t rows, int64_t words, int64_t begin, int64_t end,
+void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, int64_t begin, int64_t end,
              uint8_t* panels) noexcept {
   constexpr int64_t kTile = 16;  // words of a row read together: one cache line
+  const Unit unit = unit_of(bits);
+  const int64_t words = row_words(cols, bits), size = panel_words(cols, bits) * kPanelRows * 4;
   for (int64_t panel = begin; panel < end; ++panel) {
-    uint8_t* out = panels + panel * words * kPanelRows * 4;
+    uint8_t* out = panels + panel * size;
     const int64_t used = std::min(kPanelRows, rows - panel * kPanelRows);
+    if (used < kPanelRows) std::memset(out, 0, static_cast<size_t>(size));
+    const uint8_t* in = packed + panel * kPanelRows * words * 4;
+    if (unit.high) {
+      for (int64_t r = 0; r < used; ++r) split_planes(in + r * words * 4, cols, bits, out + r * 4);
+      continue;
+    }
     for (int64_t tile = 0; tile < words; tile += kTile) {
       const int64_t stop = std::min(words, tile + kTile);
-      for (int64_t r = 0; r < kPanelRows; ++r) {
+      for (int64_t r = 0; r < used; ++r) {
         for (int64_t word = tile; word < stop; ++word) {
-          uint8_t* to = out + (word * kPanelRows + r) * 4;
-          if (r < used) {
-            std::memcpy(to, packed + ((panel * kPanelRows + r) * words + word) * 4, 4);
-          } else {
-            std::memset(to, 0, 4);
-          }
+          std::memcpy(out + (word * kPanelRows + r) * 4, in + (r * words + word) * 4, 4);
         }
       }
     }
   }
 }
 
-void unprepack(const uint8_t* panels, int64_t rows, int64_t words, int64_t begin, int64_t end,
-               uint8_t* packed) noexcept {
-  for (int64_t panel = begin; panel < end; ++panel) {
-    const uint8_t* in = panels + panel * words * kPanelRows * 4;
-    const int64_t used = std::min(kPanelRows, rows - panel * kPanelRows);
-    for (int64_t r = 0; r < used; ++r) {
-      for (int64_t word = 0; word < words; ++word) {
-        std::memcpy(packed + ((panel * kPanelRows + r) * words + word) * 4, in + (word * kPanelRows + r) * 4, 4);
-      }
-    }
+void unprepack(const uint8_t* panels, int64_t row, int64_t cols, int bits, uint8_t* packed) noexcept {
+  const int64_t words = row_words(cols, bits);
+  const uint8_t* in = panels + row / kPanelRows * panel_words(cols, bits) * kPanelRows * 4 + row % kPanelRows * 4;
+  if (unit_of(bits).high) {
+    join_planes(in, cols, bits, packed);
+    return;
   }
+  for (int64_t word = 0; word < words; ++word) std::memcpy(packed + word * 4, in + word * kPanelRows * 4, 4);
 }
 
 }  // namespace pumice::formats

@@ -30,9 +30,10 @@ void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, Gr
 int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed) noexcept;
 void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* codes) noexcept;
 
-// Canonical rows <-> panels of 16 rows; a pure transposition of 32-bit words. `begin`, `end` count panels.
-void prepack(const uint8_t* packed, int64_t rows, int64_t words, int64_t begin, int64_t end, uint8_t* panels) noexcept;
-void unprepack(const uint8_t* panels, int64_t rows, int64_t words, int64_t begin, int64_t end,
-               uint8_t* packed) noexcept;
+// Canonical rows -> panels of 16 rows (views.hpp, Unit); `begin`, `end` count panels.
+void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, int64_t begin, int64_t end,
+             uint8_t* panels) noexcept;
+// One row of prepacked panels -> a canonical row.
+void unprepack(const uint8_t* panels, int64_t row, int64_t cols, int bits, uint8_t* packed) noexcept;
 
 }  // namespace pumice::formats

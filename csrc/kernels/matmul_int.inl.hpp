@@ -1,6 +1,6 @@
 // matmul_int: y = x w^T for prepacked integer weights and integer activations.
 //
-// Lanes are rows of w; one word of codes meets one broadcast quad of activations, so there are no horizontal sums. A tile is
+// Lanes are rows of w; 4 codes of each lane meet one broadcast quad of activations, so there are no horizontal sums. A tile is
 // up to kTileRows rows of x against kTilePanels panels: a quad is loaded once for all its panels, a code is unpacked once
 // for all its rows. Bound by memory for small batches: a panel is read once per row tile, from cache after the first time.
 //
@@ -56,36 +56,47 @@ struct Tile {
   }
 };
 
-// One word of each row of the tile against kRows rows of x, whose quads of the word start at `quads`. Two chains of sums
-// hide the latency of a dot product where there are registers for them.
-template <int kBits, int kChain, int kRows, int kChains, class D>
-inline void add_word(const Tile& tile, int64_t at, uint32_t mask, const uint8_t* quads,
-                     D (&sums)[kRows][kSlices][kChains]) {
-  constexpr int kPerByte = 8 / kBits;
-  Codes words[kSlices];
-  unroll<kSlices>([&](auto s) {
-    const uint8_t* codes = tile.codes(s) + at;
-    if (s % kPanelSlices == 0) prefetch(codes + kAhead);
-    words[s] = load_codes(codes);
-    if constexpr (kBits == 8) words[s] = flip(words[s], mask);
-  });
-  unroll<kPerByte>([&](auto part) {
-    constexpr int kSum = (kPerByte == 2 ? decltype(part){} : kChain) % kChains;
-    Codes bytes[kSlices];
-    unroll<kSlices>([&](auto s) { bytes[s] = bytes_of<kBits>(words[s], part); });
-    unroll<kRows>([&](auto m) {
-      const uint8_t* quad = quads + (part * D::kPlanes * kRows + m) * 4;
-      const auto digits = D::load(quad, quad + kRows * 4);
-      unroll<kSlices>([&](auto s) { sums[m][s][kSum].add(bytes[s], digits); });
+// Low words kFrom .. kFrom + kCount - 1 of one unit of each row of the tile against kRows rows of x, whose quads of these
+// words start at `quads`. Two chains of sums hide the latency of a dot product where there are registers for them.
+template <int kBits, int kChain, int kFrom, int kCount, int kRows, int kChains, class D>
+inline void add_words(const Tile& tile, int64_t at, uint32_t mask, const uint8_t* quads,
+                      D (&sums)[kRows][kSlices][kChains]) {
+  constexpr int kLow = unit_of(kBits).low, kHigh = unit_of(kBits).high;  // not a Unit: GCC 12 fails on one in a lambda
+  constexpr int kHighWord = unit_of(kBits).low_words, kPerByte = 8 / kLow, kPanelWord = static_cast<int>(kPanelRows) * 4;
+  Codes high[kSlices];
+  if constexpr (kHigh != 0) {
+    unroll<kSlices>([&](auto s) { high[s] = load_codes(tile.codes(s) + at + kHighWord * kPanelWord); });
+  }
+  unroll<kCount>([&](auto word) {
+    Codes low[kSlices];
+    unroll<kSlices>([&](auto s) {
+      const uint8_t* codes = tile.codes(s) + at + (kFrom + word) * kPanelWord;
+      if (s % kPanelSlices == 0) prefetch(codes + kAhead);
+      low[s] = load_codes(codes);
+      if constexpr (kBits == 8) low[s] = flip(low[s], mask);
+    });
+    unroll<kPerByte>([&](auto part) {
+      constexpr int kStep = decltype(word){} * kPerByte + decltype(part){};
+      constexpr int kSum = (kCount * kPerByte > 1 ? kStep : kChain) % kChains;
+      Codes bytes[kSlices];
+      unroll<kSlices>([&](auto s) {
+        bytes[s] = bytes_of<kLow>(low[s], part);
+        if constexpr (kHigh != 0) bytes[s] = with_high<kLow, kHigh>(bytes[s], high[s], kFrom * kPerByte + kStep);
+      });
+      unroll<kRows>([&](auto m) {
+        const uint8_t* quad = quads + (kStep * D::kPlanes * kRows + m) * 4;
+        const auto digits = D::load(quad, quad + kRows * 4);
+        unroll<kSlices>([&](auto s) { sums[m][s][kSum].add(bytes[s], digits); });
+      });
     });
   });
 }
 
 // float(t) * as of one segment: columns k .. stop, all in one block.
 template <int kBits, bool kTwoDigits, int kRows>
-inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t k, int64_t stop,
+inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t k, int64_t stop, bool half,
                              const int32_t* starts, const I32* zeros, F32 (&products)[kRows][kSlices]) {
-  constexpr int64_t kColsPerWord = 32 / kBits, kPanelWord = kPanelRows * 4;
+  constexpr int kCols = unit_of(kBits).cols, kWords = unit_of(kBits).low_words, kSteps = kCols / 4;
   constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
   using D = Dot<kBits, kTwoDigits>;
   D dots[kRows][kSlices][kChains];
@@ -96,26 +107,39 @@ inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t r
       if constexpr (kChains == 2) dots[m][s][1].start(zero_i32());
     });
   });
-  constexpr int64_t kQuads = 8 / kBits * D::kPlanes * kRows * 4;  // bytes of the quads of a word
+  constexpr int64_t kQuads = kSteps * D::kPlanes * kRows * 4;           // bytes of the quads of a unit
+  constexpr int64_t kUnitBytes = unit_of(kBits).words * kPanelRows * 4;
   const uint32_t mask = tile.w.flip * 0x01010101u;
-  const int64_t last = ceil_div(stop, kColsPerWord);
-  int64_t word = k / kColsPerWord;
-  int64_t at = word * kPanelWord;
-  const uint8_t* quads = a.quads + row * a.padded * D::kPlanes + word * kQuads;
+  const int64_t last = ceil_div(stop, kCols);
+  int64_t unit = k / kCols;
+  int64_t at = unit * kUnitBytes;
+  const uint8_t* quads = a.quads + row * a.padded * D::kPlanes + unit * kQuads;
   const auto flush = [&] {
     unroll<kRows>([&](auto m) {
       unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto chain) { dots[m][s][chain].flush(); }); });
     });
   };
-  while (word < last) {
-    const int64_t stretch = D::kFlush && word + D::kFlush < last ? word + D::kFlush : last;
-    if constexpr (kChains == 2) {
-      for (; word + 1 < stretch; word += 2, at += 2 * kPanelWord, quads += 2 * kQuads) {
-        add_word<kBits, 0>(tile, at, mask, quads, dots);
-        add_word<kBits, 1>(tile, at + kPanelWord, mask, quads + kQuads, dots);
+  if (kCols > kMinGroup && half) {  // a group of 16 columns is half a unit
+    if (k % kCols == 0) {
+      add_words<kBits, 0, 0, kWords / 2>(tile, at, mask, quads, dots);
+    } else {
+      add_words<kBits, 0, kWords / 2, kWords - kWords / 2>(tile, at, mask, quads + kQuads / 2, dots);
+    }
+    flush();
+    unit = last;
+  }
+  while (unit < last) {
+    constexpr int64_t kStretch = D::kFlush / kSteps;
+    const int64_t end = kStretch && unit + kStretch < last ? unit + kStretch : last;
+    if constexpr (kChains == 2 && kSteps == 1) {
+      for (; unit + 1 < end; unit += 2, at += 2 * kUnitBytes, quads += 2 * kQuads) {
+        add_words<kBits, 0, 0, 1>(tile, at, mask, quads, dots);
+        add_words<kBits, 1, 0, 1>(tile, at + kUnitBytes, mask, quads + kQuads, dots);
       }
     }
-    for (; word < stretch; ++word, at += kPanelWord, quads += kQuads) add_word<kBits, 0>(tile, at, mask, quads, dots);
+    for (; unit < end; ++unit, at += kUnitBytes, quads += kQuads) {
+      add_words<kBits, 0, 0, kWords>(tile, at, mask, quads, dots);
+    }
     flush();
   }
   const float* steps = a.steps + row * a.blocks + k / kBlock * kRows;
@@ -136,6 +160,7 @@ __attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& 
   F32 result[kRows][kSlices];
   unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
   const int32_t* starts = a.starts + row * a.segments;
+  const bool half = segment == kMinGroup;
   for (int64_t group = 0; group < tile.groups; ++group) {
     const int64_t begin = group * w.group, end = begin + w.group < w.cols ? begin + w.group : w.cols;
     I32 zeros[kSlices];
@@ -143,12 +168,12 @@ __attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& 
     const I32* own = w.zeros ? zeros : nullptr;
     F32 sum[kRows][kSlices];  // of the group's segments; the first product is the sum so far
     const int64_t first = begin + segment < end ? begin + segment : end;
-    segment_products<kBits, kTwoDigits>(tile, a, row, begin, first, starts, own, sum);
+    segment_products<kBits, kTwoDigits>(tile, a, row, begin, first, half, starts, own, sum);
     starts += kRows;
     for (int64_t k = begin + segment; k < end; k += segment, starts += kRows) {
       F32 products[kRows][kSlices];
       const int64_t stop = k + segment < end ? k + segment : end;
-      segment_products<kBits, kTwoDigits>(tile, a, row, k, stop, starts, own, products);
+      segment_products<kBits, kTwoDigits>(tile, a, row, k, stop, half, starts, own, products);
       unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = add(sum[m][s], products[m][s]); }); });
     }
     unroll<kSlices>([&](auto s) {
@@ -184,8 +209,10 @@ void tiles(const DenseInt& w, const QuantizedRows& a, int64_t batch, int64_t seg
 
 // The fewest tiles, of equal height but for the last: 16 rows are 8 + 8, not 12 + 4.
 int64_t tile_height(int64_t batch, int bits, bool two_digits) {
-  const int64_t most = bits == 8 ? (two_digits ? kTileRows<8, true> : kTileRows<8, false>)
-                                 : (two_digits ? kTileRows<4, true> : kTileRows<4, false>);
+  const int64_t most = with_bits(bits, [&](auto constant) -> int64_t {
+    constexpr int kBits = decltype(constant){};
+    return two_digits ? kTileRows<kBits, true> : kTileRows<kBits, false>;
+  });
   return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
 }
 
@@ -205,11 +232,10 @@ void matmul_int(const DenseInt& w, QuantizedRows a, int64_t batch, int64_t segme
   for (int64_t first = 0; first < w.rows; first += kTilePanels * kPanelRows) {
     DenseInt tile = from_row(w, first);
     if (tile.rows > kTilePanels * kPanelRows) tile.rows = kTilePanels * kPanelRows;
-    if (w.bits == 8) {
-      (two_digits ? tiles<8, true> : tiles<8, false>)(tile, a, batch, segment, y + first, y_stride);
-    } else {
-      (two_digits ? tiles<4, true> : tiles<4, false>)(tile, a, batch, segment, y + first, y_stride);
-    }
+    with_bits(w.bits, [&](auto constant) {
+      constexpr int kBits = decltype(constant){};
+      (two_digits ? tiles<kBits, true> : tiles<kBits, false>)(tile, a, batch, segment, y + first, y_stride);
+    });
   }
 }
 

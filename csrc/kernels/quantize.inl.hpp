@@ -2,6 +2,7 @@
 // kernels read. The arithmetic is fixed to the bit (docs/formats.md, "Activations").
 #pragma once
 
+#include "kernels/unroll.hpp"
 #include "views.hpp"
 
 namespace pumice::PUMICE_ISA {
@@ -45,8 +46,8 @@ void quantize_row(const float* x, int64_t cols, bool two_digits, QuantizedRows a
   for (int64_t block = 0; block < a.blocks; ++block) scales[block] = 0.0f;
 }
 
-// A quad is the 4 columns that meet one 32-bit lane of bytes: parity p of word w holds the columns w*4*P + p + P*i,
-// i = 0..3, where P = 8 / bits codes share a byte. Each has kPlanes planes of 4 bytes, `step` bytes apart.
+// A quad is the 4 columns of a step (views.hpp, Unit), P apart, where P codes of a low plane share a byte. Each has kPlanes
+// planes of 4 bytes, `step` bytes apart.
 template <int kPlanes>
 inline void store_quad(uint8_t* out, int64_t step, const uint32_t (&planes)[kPlanes]) {
   for (int plane = 0; plane < kPlanes; ++plane) std::memcpy(out + plane * step, &planes[plane], 4);
@@ -59,8 +60,24 @@ inline uint32_t even_bytes(uint64_t v) {
   return static_cast<uint32_t>(v | v >> 16);
 }
 
+// Bytes part, part + kApart, ... of a run of 4 * kApart.
+template <int kApart>
+inline uint32_t apart(const uint8_t* run, int part) {
+  uint32_t quad = 0;
+  if constexpr (kApart == 1) {
+    std::memcpy(&quad, run, 4);
+  } else if constexpr (kApart == 2) {
+    uint64_t both;
+    std::memcpy(&both, run, 8);
+    quad = even_bytes(both >> (8 * part));
+  } else {
+    for (int i = 0; i < 4; ++i) quad |= static_cast<uint32_t>(run[part + kApart * i]) << (8 * i);
+  }
+  return quad;
+}
+
 // Byte digits: a = 128 * hi + lo, one plane each; or the code itself in one plane.
-template <int kBits, int kPlanes>
+template <int kApart, int kPlanes>
 inline void spread_digits(const int16_t* a, uint8_t* out, int64_t step) {
   uint8_t digits[kPlanes][kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
@@ -68,31 +85,22 @@ inline void spread_digits(const int16_t* a, uint8_t* out, int64_t step) {
     digits[0][i] = static_cast<uint8_t>(hi);
     if constexpr (kPlanes == 2) digits[1][i] = static_cast<uint8_t>(a[i] - 128 * hi);
   }
-  constexpr int kPerByte = 8 / kBits;
-  for (int64_t k = 0; k < kBlock; k += 4 * kPerByte) {
-    uint32_t quads[kPerByte][kPlanes];
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      if constexpr (kPerByte == 1) {
-        std::memcpy(&quads[0][plane], digits[plane] + k, 4);
-      } else {
-        uint64_t both;
-        std::memcpy(&both, digits[plane] + k, 8);
-        quads[0][plane] = even_bytes(both);
-        quads[1][plane] = even_bytes(both >> 8);
-      }
+  for (int64_t k = 0; k < kBlock; k += 4 * kApart) {
+    for (int part = 0; part < kApart; ++part, out += kPlanes * step) {
+      uint32_t planes[kPlanes];
+      for (int plane = 0; plane < kPlanes; ++plane) planes[plane] = apart<kApart>(digits[plane] + k, part);
+      store_quad<kPlanes>(out, step, planes);
     }
-    for (int part = 0; part < kPerByte; ++part, out += kPlanes * step) store_quad<kPlanes>(out, step, quads[part]);
   }
 }
 
 // int16 pairs: columns 0 and 2 of a quad in one plane, 1 and 3 in the other.
-template <int kBits>
+template <int kApart>
 inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
-  constexpr int kPerByte = 8 / kBits;
-  for (int64_t k = 0; k < kBlock; k += 4 * kPerByte) {
-    for (int part = 0; part < kPerByte; ++part, out += 2 * step) {
+  for (int64_t k = 0; k < kBlock; k += 4 * kApart) {
+    for (int part = 0; part < kApart; ++part, out += 2 * step) {
       const int16_t* from = a + k + part;
-      const int16_t pairs[4] = {from[0], from[2 * kPerByte], from[kPerByte], from[3 * kPerByte]};
+      const int16_t pairs[4] = {from[0], from[2 * kApart], from[kApart], from[3 * kApart]};
       uint32_t planes[2];
       std::memcpy(planes, pairs, 8);
       store_quad<2>(out, step, planes);
@@ -103,14 +111,14 @@ inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
 template <int kBits, bool kTwoDigits>
 inline void spread(const QuantizedRows& a, int64_t row, int64_t tile, int64_t height) {
   using D = Dot<kBits, kTwoDigits>;
-  constexpr int kPlanes = D::kPlanes;
+  constexpr int kPlanes = D::kPlanes, kApart = 8 / unit_of(kBits).low;
   uint8_t* out = a.quads + tile * a.padded * kPlanes + (row - tile) * 4;
   for (int64_t k = 0; k < a.padded; k += kBlock, out += kBlock * kPlanes * height) {
     const int16_t* codes = a.codes + row * a.padded + k;
     if constexpr (D::kByteDigits) {
-      spread_digits<kBits, kPlanes>(codes, out, height * 4);
+      spread_digits<kApart, kPlanes>(codes, out, height * 4);
     } else {
-      spread_pairs<kBits>(codes, out, height * 4);
+      spread_pairs<kApart>(codes, out, height * 4);
     }
   }
 }
@@ -118,11 +126,10 @@ inline void spread(const QuantizedRows& a, int64_t row, int64_t tile, int64_t he
 void spread_row(QuantizedRows a, int64_t batch, int64_t row, int bits, int64_t segment, int32_t zero,
                 bool two_digits) {
   const int64_t tile = row / a.height * a.height, height = batch - tile < a.height ? batch - tile : a.height;
-  if (bits == 8) {
-    (two_digits ? spread<8, true> : spread<8, false>)(a, row, tile, height);
-  } else {
-    (two_digits ? spread<4, true> : spread<4, false>)(a, row, tile, height);
-  }
+  with_bits(bits, [&](auto constant) {
+    constexpr int kBits = decltype(constant){};
+    (two_digits ? spread<kBits, true> : spread<kBits, false>)(a, row, tile, height);
+  });
   int32_t* starts = a.starts + tile * a.segments + (row - tile);
   for (int64_t i = 0; i < a.segments; ++i) {
     int32_t sum = 0;

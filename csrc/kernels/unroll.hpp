@@ -19,5 +19,18 @@ __attribute__((always_inline)) inline void unroll(const Body& body) {
   }
 }
 
+// body(Index<bits>{}) for the widths of integer codes.
+template <class Body>
+inline auto with_bits(int bits, const Body& body) {
+  switch (bits) {
+    case 2: return body(Index<2>{});
+    case 3: return body(Index<3>{});
+    case 4: return body(Index<4>{});
+    case 5: return body(Index<5>{});
+    case 6: return body(Index<6>{});
+    default: return body(Index<8>{});
+  }
+}
+
 }  // namespace
 }  // namespace pumice

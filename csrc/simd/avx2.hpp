@@ -12,7 +12,7 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kTilePanels = 1;
 template <int kBits, bool kTwoDigits>
-constexpr int kTileRows = kBits == 8 || kTwoDigits ? 4 : 5;  // as many sums as there are registers for
+constexpr int kTileRows = kBits > 4 || kTwoDigits ? 4 : 5;  // as many sums as there are registers for
 
 using F32 = __m256;
 struct I32 {  // not the bare intrinsic type: Codes are the same one
@@ -69,7 +69,14 @@ inline Codes flip(Codes v, uint32_t mask) {
 template <int kBits>
 inline Codes bytes_of(Codes v, int part) {
   if (kBits == 8) return v;
-  return {_mm256_and_si256(part ? _mm256_srli_epi32(v.v, 4) : v.v, _mm256_set1_epi8(15))};
+  const __m256i mask = _mm256_set1_epi8(kBits == 4 ? 15 : 3);
+  return {_mm256_and_si256(part ? _mm256_srli_epi32(v.v, kBits * part) : v.v, mask)};
+}
+template <int kLow, int kHigh>
+inline Codes with_high(Codes low, Codes high, int step) {
+  const int shift = kHigh * step - kLow;
+  const __m256i moved = shift < 0 ? _mm256_slli_epi32(high.v, -shift) : _mm256_srli_epi32(high.v, shift);
+  return {_mm256_or_si256(low.v, _mm256_and_si256(moved, _mm256_set1_epi8(((1 << kHigh) - 1) << kLow)))};
 }
 template <int kBits>
 inline I32 code_at(Codes v, int i) {
@@ -114,11 +121,10 @@ struct Dot {
   I32 total() const { return {sum}; }
 };
 
-// 4-bit codes and one digit: vpmaddubsw gives pairs up to 2 * 15 * 127 = 3810, of which 8 fit into int16; two quads a word.
-template <>
-struct Dot<4, false> {
+// Codes of up to 4 bits and one digit: vpmaddubsw gives pairs up to 2 * 15 * 127 = 3810, of which 8 fit into int16.
+struct NarrowDot {
   static constexpr bool kByteDigits = true;
-  static constexpr int kFlush = 4, kPlanes = 1;
+  static constexpr int kFlush = 8, kPlanes = 1;
   struct Digits {
     __m256i code;
   };
@@ -133,9 +139,15 @@ struct Dot<4, false> {
     wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
     narrow = _mm256_setzero_si256();
   }
-  void merge(const Dot& other) { wide = _mm256_add_epi32(wide, other.wide); }
+  void merge(const NarrowDot& other) { wide = _mm256_add_epi32(wide, other.wide); }
   I32 total() const { return {wide}; }
 };
+template <>
+struct Dot<2, false> : NarrowDot {};
+template <>
+struct Dot<3, false> : NarrowDot {};
+template <>
+struct Dot<4, false> : NarrowDot {};
 
 }  // namespace
 }  // namespace pumice::avx2

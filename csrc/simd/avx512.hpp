@@ -10,9 +10,11 @@ namespace pumice::avx512 {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kTilePanels = 2;  // with 24 sums in registers: 12 rows of x, or 6 where each has two digits
+// With 24 sums in registers: 12 rows of x, or 6 where each has two digits. Fewer for the widths that are rare: each number of
+// rows is a function of its own.
+constexpr int kTilePanels = 2;
 template <int kBits, bool kTwoDigits>
-constexpr int kTileRows = kTwoDigits ? 6 : 12;
+constexpr int kTileRows = kBits != 4 && kBits != 8 ? 4 : kTwoDigits ? 6 : 12;
 
 using F32 = __m512;
 struct I32 {
@@ -58,7 +60,15 @@ inline Codes flip(Codes v, uint32_t mask) {
 template <int kBits>
 inline Codes bytes_of(Codes v, int part) {
   if (kBits == 8) return v;
-  return {_mm512_and_si512(part ? _mm512_srli_epi32(v.v, 4) : v.v, _mm512_set1_epi8(15))};
+  const auto shift = static_cast<unsigned>(kBits * part);
+  return {_mm512_and_si512(part ? _mm512_srli_epi32(v.v, shift) : v.v, _mm512_set1_epi8(kBits == 4 ? 15 : 3))};
+}
+template <int kLow, int kHigh>
+inline Codes with_high(Codes low, Codes high, int step) {
+  const int shift = kHigh * step - kLow;
+  const __m512i moved = shift < 0 ? _mm512_slli_epi32(high.v, static_cast<unsigned>(-shift))
+                                  : _mm512_srli_epi32(high.v, static_cast<unsigned>(shift));
+  return {_mm512_or_si512(low.v, _mm512_and_si512(moved, _mm512_set1_epi8(((1 << kHigh) - 1) << kLow)))};
 }
 template <int kBits>
 inline I32 code_at(Codes v, int i) {

@@ -52,10 +52,17 @@ inline Codes load_codes(const uint8_t* p) {
   return v;
 }
 inline Codes flip(Codes v, uint32_t mask) { return v ^ mask; }
-// Bytes of the codes of parity `part`: the low or the high nibbles, or 8-bit codes as they are.
+// Codes of kBits bits, 2, 4 or 8, one a byte: those at place `part` of each byte.
 template <int kBits>
 inline Codes bytes_of(Codes v, int part) {
-  return kBits == 8 ? v : (v >> (4 * part)) & 0x0F0F0F0Fu;
+  return kBits == 8 ? v : (v >> (kBits * part)) & (kBits == 4 ? 0x0F0F0F0Fu : 0x03030303u);
+}
+// low | the kHigh bits of step `step` of a word of high bits, as the bits kLow and up of each byte.
+template <int kLow, int kHigh>
+inline Codes with_high(Codes low, Codes high, int step) {
+  constexpr uint32_t kMask = 0x01010101u * (((1u << kHigh) - 1) << kLow);
+  const int shift = kHigh * step - kLow;
+  return low | ((shift < 0 ? high << -shift : high >> shift) & kMask);
 }
 // Code i of each word as a number.
 template <int kBits>
@@ -90,7 +97,7 @@ inline void prefetch(const void*) {}
 
 // A sum of codes of kBits bits times activations of one or two digits, in each lane. `Digits` are the four activations that
 // meet a lane of codes, in kPlanes planes: with kByteDigits the int8 digits hi and lo (a = 128 * hi + lo), or one; else
-// the int16 pairs (a0, a2) and (a1, a3). `flush` must be called every kFlush words, if that is not 0.
+// the int16 pairs (a0, a2) and (a1, a3). `flush` must be called every kFlush steps, if that is not 0.
 template <int kBits, bool kTwoDigits>
 struct Dot {
   static constexpr bool kByteDigits = false;

@@ -4,6 +4,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 
 cdef extern from "views.hpp" namespace "pumice" nogil:
+    int64_t panel_words(int64_t cols, int bits)
+
     cdef enum class Activations(int):
         kInt16
         kInt8
@@ -85,8 +87,8 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, Groups g, uint8_t* packed)
     void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, Groups g,
                 uint8_t flip, float* w)
-    void prepack(const uint8_t* packed, int64_t rows, int64_t words, uint8_t* panels)
-    void unprepack(const uint8_t* panels, int64_t rows, int64_t words, uint8_t* packed)
+    void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels)
+    void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed)
     Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
     Status matmul_dense_half(const DenseHalf& w, const Operands& io)
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)

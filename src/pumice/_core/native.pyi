@@ -39,11 +39,11 @@ def pack_codes(codes: U8, bits: int) -> U8:
 def unpack_codes(packed: U8, bits: int, cols: int) -> U8:
     """(rows, row_bytes) -> (rows, cols) unpacked codes."""
 
-def prepack_dense(packed: U8) -> U8:
-    """(rows, row_bytes) -> (panels, row_bytes / 4, 16, 4); rows beyond the last are zero."""
+def prepack_dense(packed: U8, bits: int, cols: int) -> U8:
+    """(rows, row_bytes) -> (panels, words, 16, 4); rows beyond the last are zero."""
 
-def unprepack_dense(prepacked: U8, rows: int) -> U8:
-    """The inverse of prepack_dense."""
+def unprepack_dense(prepacked: U8, ids: NDArray[np.int64], bits: int, cols: int) -> U8:
+    """Rows `ids` of prepacked panels, as packed rows."""
 
 def matmul_dense_int(
     x: F32,

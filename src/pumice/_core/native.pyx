@@ -142,25 +142,35 @@ def unpack_codes(const uint8_t[:, ::1] packed not None, int bits, int64_t cols):
     return codes
 
 
-def prepack_dense(const uint8_t[:, ::1] packed not None):
-    cdef int64_t rows = packed.shape[0], words = packed.shape[1] // 4
-    if packed.shape[1] % 4:
-        raise ValueError(f"packed: expected rows of whole 32-bit words, got {packed.shape[1]} bytes")
-    panels = np.empty((-(-rows // PANEL), words, PANEL, 4), np.uint8)
+cdef int check_kernel_bits(int bits) except -1:
+    if bits not in (2, 3, 4, 5, 6, 8):
+        raise ValueError(f"bits: expected 2, 3, 4, 5, 6 or 8, got {bits}")
+    return 0
+
+
+def prepack_dense(const uint8_t[:, ::1] packed not None, int bits, int64_t cols):
+    check_kernel_bits(bits)
+    cdef int64_t rows = packed.shape[0]
+    check_shape("packed", (rows, cpp.row_bytes(cols, bits)), (rows, packed.shape[1]))
+    panels = np.empty((-(-rows // PANEL), cpp.panel_words(cols, bits), PANEL, 4), np.uint8)
     cdef uint8_t[:, :, :, ::1] out = panels
     with nogil:
-        cpp.prepack(&packed[0, 0], rows, words, &out[0, 0, 0, 0])
+        cpp.prepack(&packed[0, 0], rows, cols, bits, &out[0, 0, 0, 0])
     return panels
 
 
-def unprepack_dense(const uint8_t[:, :, :, ::1] prepacked not None, int64_t rows):
-    cdef int64_t words = prepacked.shape[1]
-    check_shape("prepacked", (-(-rows // PANEL), words, PANEL, 4),
-                (prepacked.shape[0], words, prepacked.shape[2], prepacked.shape[3]))
-    packed = np.empty((rows, words * 4), np.uint8)
+def unprepack_dense(const uint8_t[:, :, :, ::1] prepacked not None, const int64_t[::1] ids not None, int bits, int64_t cols):
+    check_kernel_bits(bits)
+    cdef int64_t i, panels = prepacked.shape[0]
+    check_shape("prepacked", (panels, cpp.panel_words(cols, bits), PANEL, 4),
+                (panels, prepacked.shape[1], prepacked.shape[2], prepacked.shape[3]))
+    for i in range(ids.shape[0]):
+        if not 0 <= ids[i] < panels * PANEL:
+            raise IndexError(f"ids: expected rows below {panels * PANEL}, got {ids[i]}")
+    packed = np.empty((ids.shape[0], cpp.row_bytes(cols, bits)), np.uint8)
     cdef uint8_t[:, ::1] out = packed
     with nogil:
-        cpp.unprepack(&prepacked[0, 0, 0, 0], rows, words, &out[0, 0])
+        cpp.unprepack(&prepacked[0, 0, 0, 0], &ids[0], ids.shape[0], cols, bits, &out[0, 0])
     return packed
 
 
@@ -193,21 +203,21 @@ cdef int raise_on(cpp.Status status) except -1:
 def matmul_dense_int(const float[:, ::1] x not None, float[:, ::1] y not None, codes not None, scales not None,
                      zeros, bias, int bits, int64_t group, activations, uint8_t xor=0):
     cdef int64_t rows = y.shape[1], cols = x.shape[1]
-    if bits not in (4, 8):
-        raise ValueError(f"bits: expected 4 or 8, got {bits}")
+    check_kernel_bits(bits)
     cdef cpp.Groups g = groups_of(cols, group, bits)
     if g.groups > 1 and (group < 16 or group & (group - 1)):
         raise ValueError(f"group: expected a power of two >= 16 or at least cols, got {group}")
     cdef int mode = mode_of(activations)
-    cdef int64_t words = cpp.row_bytes(cols, bits) // 4
+    if activations == "float32" and bits not in (4, 8):
+        raise ValueError(f"bits: expected 4 or 8 with float32 activations, got {bits}")
     cdef int64_t panels = -(-rows // PANEL)
     cdef bint prepacked = codes.ndim == 4
     cdef tuple per_group
     if prepacked:
-        check_shape("codes", (panels, words, PANEL, 4), codes.shape)
+        check_shape("codes", (panels, cpp.panel_words(cols, bits), PANEL, 4), codes.shape)
         per_group = (panels, g.groups, PANEL)
     else:
-        check_shape("codes", (rows, words * 4), codes.shape)
+        check_shape("codes", (rows, cpp.row_bytes(cols, bits)), codes.shape)
         per_group = (rows, g.groups)
     check_shape("scales", per_group, scales.shape)
     if zeros is not None:

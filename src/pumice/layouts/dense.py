@@ -17,8 +17,6 @@ from pumice.options import current
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
 
-PANEL_ROWS = 16
-
 
 @dataclass(frozen=True)
 class Form:
@@ -150,15 +148,12 @@ class DenseArray(CompactArray):
         form = self._form
         if not form.prepacked:
             return form.arrays
-        return self._mapped or self._codec.unprepack(form.arrays, self._rows)
+        return self._mapped or self._codec.unprepack(form.arrays, np.arange(self._rows), self._cols)
 
     def _canonical_rows(self, start: int, stop: int) -> Arrays:
         form = self._form
         if form.prepacked and self._mapped is None:
-            first, last = start // PANEL_ROWS, -(-stop // PANEL_ROWS)
-            panels = {name: array[first:last] for name, array in form.arrays.items()}
-            form = Form(self._codec.unprepack(panels, (last - first) * PANEL_ROWS))
-            start, stop = start - first * PANEL_ROWS, stop - first * PANEL_ROWS
+            return self._codec.unprepack(form.arrays, np.arange(start, stop), self._cols)
         return {name: array[start:stop] for name, array in (self._mapped or form.arrays).items()}
 
     def parts(self) -> Arrays:
@@ -179,7 +174,7 @@ class DenseArray(CompactArray):
         ids = take_ids(ids, self._rows)
         flat, form = ids.reshape(-1), self._form
         if form.prepacked:
-            arrays = self._codec.prepacked_rows(form.arrays, flat)
+            arrays = self._codec.unprepack(form.arrays, flat, self._cols)
         else:
             arrays = {name: array[flat] for name, array in form.arrays.items()}
         return self._codec.decode(arrays, self._scheme, self._cols).reshape(*ids.shape, *self._shape[1:])
@@ -203,7 +198,7 @@ class DenseArray(CompactArray):
     def prepack(self) -> Self:
         form = self._form
         if self._codec.prepacks and not form.prepacked:
-            self._form = Form(self._codec.prepack(form.arrays), prepacked=True)
+            self._form = Form(self._codec.prepack(form.arrays, self._cols), prepacked=True)
         return self
 
     def keep_canonical(self) -> Self:

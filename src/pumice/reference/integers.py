@@ -1,4 +1,4 @@
-"""int8 and int4: ``w = scale * (code - zero)``, one scale (and zero) per row, or per group of columns of a row."""
+"""int2 to int8: ``w = scale * (code - zero)``, one scale (and zero) per row, or per group of columns of a row."""
 
 from __future__ import annotations
 
@@ -105,4 +105,4 @@ def decode(parts: Parts, scheme: Scheme, rows: int, cols: int) -> F32:
 
 
 VALUES["int8"] = Definition(encode, decode, integers)
-VALUES["int4"] = Definition(encode, decode, integers)
+VALUES |= {f"int{bits}": Definition(encode, decode, integers) for bits in (2, 3, 4, 5, 6)}

@@ -105,15 +105,11 @@ class Codec(ABC):
     prepacks: ClassVar[bool] = False
     """Whether kernels profit from arrays that are reordered by `prepack`."""
 
-    def prepack(self, arrays: Arrays) -> Arrays:
+    def prepack(self, arrays: Arrays, cols: int) -> Arrays:
         """The arrays reordered for the kernels, without loss."""
         raise NotImplementedError  # pragma: no cover - only called where `prepacks`
 
-    def unprepack(self, arrays: Arrays, rows: int) -> Arrays:
-        """The inverse of `prepack`."""
-        raise NotImplementedError  # pragma: no cover - only called where `prepacks`
-
-    def prepacked_rows(self, arrays: Arrays, ids: NDArray[np.int64]) -> Arrays:
+    def unprepack(self, arrays: Arrays, ids: NDArray[np.int64], cols: int) -> Arrays:
         """The canonical arrays of some rows (n,), from prepacked ones."""
         raise NotImplementedError  # pragma: no cover - only called where `prepacks`
 

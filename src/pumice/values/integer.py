@@ -21,7 +21,7 @@ PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
 HALF_MIN, HALF_MAX = 2.0**-14, 65504.0  # the normal range of float16
 SCALE_DTYPES = (np.float16, np.float32)
-KERNEL_BITS = (4, 8)
+FLOAT32_KERNEL_BITS = (4, 8)
 
 
 def row_bytes(cols: int, bits: int) -> int:
@@ -158,28 +158,24 @@ class Integer(Codec):
         return {"packed": native.pack_codes(np.ascontiguousarray(cut), self.bits)} | per_group
 
     def kernel(self, batch: int, activations: str) -> str | None:
-        if self.bits not in KERNEL_BITS:
-            return None
-        if activations == "float32":
-            return "matmul_f32_int" if batch <= FLOAT32_KERNEL_BATCH else None
-        return "matmul_int"
+        if activations != "float32":
+            return "matmul_int"
+        fused = self.bits in FLOAT32_KERNEL_BITS and batch <= FLOAT32_KERNEL_BATCH
+        return "matmul_f32_int" if fused else None
 
     def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
         group = self.group_of(scheme, x.shape[1])
         zeros = arrays.get("zero_point")
         native.matmul_dense_int(x, y, arrays["packed"], arrays["scale"], zeros, bias, self.bits, group, activations)
 
-    def prepack(self, arrays: Arrays) -> Arrays:
-        packed = native.prepack_dense(np.ascontiguousarray(arrays["packed"]))
+    def prepack(self, arrays: Arrays, cols: int) -> Arrays:
+        packed = native.prepack_dense(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
         return {"packed": packed} | {name: _to_panels(arrays[name]) for name in arrays if name != "packed"}
 
-    def unprepack(self, arrays: Arrays, rows: int) -> Arrays:
-        packed = native.unprepack_dense(arrays["packed"], rows)
-        return {"packed": packed} | {name: _from_panels(arrays[name], rows) for name in arrays if name != "packed"}
-
-    def prepacked_rows(self, arrays: Arrays, ids: NDArray[np.int64]) -> Arrays:
+    def unprepack(self, arrays: Arrays, ids: NDArray[np.int64], cols: int) -> Arrays:
+        packed = native.unprepack_dense(arrays["packed"], ids, self.bits, cols)
         panel, lane = np.divmod(ids, PANEL)
-        return {name: array[panel, :, lane].reshape(len(ids), -1) for name, array in arrays.items()}
+        return {"packed": packed} | {name: arrays[name][panel, :, lane] for name in arrays if name != "packed"}
 
 
 def _to_panels(array: Array) -> Array:
@@ -188,7 +184,3 @@ def _to_panels(array: Array) -> Array:
     padded = np.zeros((-(-rows // PANEL) * PANEL, groups), array.dtype)
     padded[:rows] = array
     return np.ascontiguousarray(padded.reshape(-1, PANEL, groups).swapaxes(1, 2))
-
-
-def _from_panels(array: Array, rows: int) -> Array:
-    return np.ascontiguousarray(array.swapaxes(1, 2).reshape(-1, array.shape[1])[:rows])
