@@ -25,6 +25,7 @@ from pumice.ops import compress
 from pumice.recipe import Choice, Recipe
 from pumice.report import Report, TensorReport
 from pumice.scheme import Scheme
+from pumice.values.base import F32
 
 CHUNK_BYTES = 32 << 20  # of float32 weights that are encoded at a time
 WEIGHT_SUFFIXES = {
@@ -205,7 +206,8 @@ def _encode(
     assert scheme is not None
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
     written: dict[str, int] = {}
-    noise = signal = 0.0
+    noise: list[float] = []
+    signal: list[float] = []
     dtypes: dict[str, str] = {}
     nbytes = 0
     for start, stop, chunk in _chunks(reader, name, info, scheme, choice.in_axis):
@@ -222,12 +224,12 @@ def _encode(
             writer.write(part, block)
             written[part] = written.get(part, 0) + len(block)
             nbytes += block.nbytes
-        flat = np.asarray(chunk, np.float32).reshape(-1)
-        off = flat - array.to_dense().reshape(-1)
-        noise += float(np.dot(off, off.astype(np.float64)))
-        signal += float(np.dot(flat, flat.astype(np.float64)))
+        exact = np.ascontiguousarray(chunk, np.float32).reshape(len(chunk), math.prod(chunk.shape[1:]))
+        noise += _row_energies(exact - array.to_dense().reshape(exact.shape))
+        signal += _row_energies(exact)
         tally.add(name, info.nbytes * (stop - start) // max(stored[0], 1))
-    error = math.sqrt(noise / signal) if signal else 0.0
+    energy = math.fsum(signal)
+    error = math.sqrt(math.fsum(noise) / energy) if energy else 0.0
     writer.note(source=info.dtype, error=error)
     report = TensorReport(name, info.shape, str(scheme), info.nbytes, nbytes, error, choice.why)
     return report, TensorInfo(info.shape, str(scheme), nbytes, dtypes, choice.in_axis)
@@ -248,6 +250,14 @@ def _chunks(
     for start in range(0, max(shape[0], 1), step):
         stop = min(start + step, shape[0])
         yield start, stop, reader.rows(name, start, stop) if whole is None else whole[:, start:stop].T
+
+
+def _row_energies(rows: F32) -> list[float]:
+    """Sums of squares in float64. Each depends on its row alone, and fsum on no order: the error, which is stored, has
+    the same bits however the rows were cut into chunks."""
+    step = max(1, (1 << 18) // max(rows.shape[1], 1))
+    parts = (np.square(rows[i : i + step], dtype=np.float64) for i in range(0, len(rows), step))
+    return [energy for part in parts for energy in part.sum(axis=1).tolist()]
 
 
 def _finite(chunk: Any, start: int, in_axis: int) -> Any:
