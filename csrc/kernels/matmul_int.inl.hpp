@@ -17,8 +17,11 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kPanelSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors that hold one row of a panel
-constexpr int kSlices = kPanelSlices * kTilePanels;
+// Panels that are multiplied together. A single row of x takes one: two streams of codes from memory are slower than one.
+template <int kRows>
+constexpr int kPanels = kRows == 1 ? 1 : kTilePanels;
 constexpr int kAhead = 4096;  // bytes of prefetch
+constexpr int kFewSums = 8;   // vectors of sums; with no more, products are bound by loads and not by arithmetic
 
 inline F32 load_scales(const DenseInt& w, int64_t at) {
   return w.half_scales ? load_half(static_cast<const uint16_t*>(w.scales) + at)
@@ -36,175 +39,228 @@ inline void store_panel(const F32* y, int64_t rows, float* out) {
   for (int64_t i = 0; i < rows; ++i) out[i] = all[i];
 }
 
-// Where slice s of a tile starts. A tile with one panel left reads that panel again in place of the next.
+// Some panels of w that are multiplied together. One that is left alone stands for both of two, and is stored once.
 struct Tile {
-  const DenseInt& w;
-  int64_t groups;
+  const uint8_t* codes;
+  const uint8_t* scales;
+  const uint8_t* zeros;   // or null
   int64_t codes_stride;   // bytes from a panel to the next
-  int64_t groups_stride;  // scales, or zeros, likewise
+  int64_t groups_stride;  // likewise scales, or zeros, in rows
+  int64_t rows, cols, group;
+  uint32_t flip;
+  bool half_scales;
 
-  explicit Tile(const DenseInt& view) : w(view), groups(groups_of(view)) {
-    const bool whole = view.rows > kPanelRows;
-    codes_stride = whole ? words_of(view) * kPanelRows * 4 : 0;
-    groups_stride = whole ? groups * kPanelRows : 0;
+  // Up to `panels` panels from row `first` on.
+  Tile(const DenseInt& w, int64_t first, int panels) : zeros(nullptr), cols(w.cols), group(w.group), half_scales(w.half_scales) {
+    const int64_t panel = first / kPanelRows, panel_groups = groups_of(w) * kPanelRows;
+    const int64_t panel_bytes = words_of(w) * kPanelRows * 4, scale_bytes = w.half_scales ? 2 : 4;
+    codes = w.codes + panel * panel_bytes;
+    scales = static_cast<const uint8_t*>(w.scales) + panel * panel_groups * scale_bytes;
+    if (w.zeros) zeros = w.zeros + panel * panel_groups;
+    rows = w.rows - first < panels * kPanelRows ? w.rows - first : panels * kPanelRows;
+    codes_stride = rows > kPanelRows ? panel_bytes : 0;
+    groups_stride = rows > kPanelRows ? panel_groups : 0;
+    flip = w.flip * 0x01010101u;
   }
-  const uint8_t* codes(int s) const {
-    return w.codes + s / kPanelSlices * codes_stride + s % kPanelSlices * kLanes * 4;
+  F32 load_scales(int64_t group_rows, int s) const {  // group_rows: the group times kPanelRows
+    const int64_t at = group_rows + s / kPanelSlices * groups_stride + s % kPanelSlices * kLanes;
+    return half_scales ? load_half(reinterpret_cast<const uint16_t*>(scales) + at)
+                       : load_f32(reinterpret_cast<const float*>(scales) + at);
   }
-  int64_t group_at(int64_t group, int s) const {
-    return s / kPanelSlices * groups_stride + group * kPanelRows + s % kPanelSlices * kLanes;
+  I32 load_zeros(int64_t group_rows, int s) const {
+    return load_u8(zeros + group_rows + s / kPanelSlices * groups_stride + s % kPanelSlices * kLanes);
   }
 };
 
-// Low words kFrom .. kFrom + kCount - 1 of one unit of each row of the tile against kRows rows of x, whose quads of these
-// words start at `quads`. Two chains of sums hide the latency of a dot product where there are registers for them.
-template <int kBits, int kChain, int kFrom, int kCount, int kRows, int kChains, class D>
-inline void add_words(const Tile& tile, int64_t at, uint32_t mask, const uint8_t* quads,
-                      D (&sums)[kRows][kSlices][kChains]) {
-  constexpr int kLow = unit_of(kBits).low, kHigh = unit_of(kBits).high;  // not a Unit: GCC 12 fails on one in a lambda
-  constexpr int kHighWord = unit_of(kBits).low_words, kPerByte = 8 / kLow, kPanelWord = static_cast<int>(kPanelRows) * 4;
-  Codes high[kSlices];
-  if constexpr (kHigh != 0) {
-    unroll<kSlices>([&](auto s) { high[s] = load_codes(tile.codes(s) + at + kHighWord * kPanelWord); });
-  }
-  unroll<kCount>([&](auto word) {
-    Codes low[kSlices];
-    unroll<kSlices>([&](auto s) {
-      const uint8_t* codes = tile.codes(s) + at + (kFrom + word) * kPanelWord;
-      if (s % kPanelSlices == 0) prefetch(codes + kAhead);
-      low[s] = load_codes(codes);
-      if constexpr (kBits == 8) low[s] = flip(low[s], mask);
-    });
-    unroll<kPerByte>([&](auto part) {
-      constexpr int kStep = decltype(word){} * kPerByte + decltype(part){};
-      constexpr int kSum = (kCount * kPerByte > 1 ? kStep : kChain) % kChains;
-      Codes bytes[kSlices];
-      unroll<kSlices>([&](auto s) {
-        bytes[s] = bytes_of<kLow>(low[s], part);
-        if constexpr (kHigh != 0) bytes[s] = with_high<kLow, kHigh>(bytes[s], high[s], kFrom * kPerByte + kStep);
-      });
-      unroll<kRows>([&](auto m) {
-        const uint8_t* quad = quads + (kStep * D::kPlanes * kRows + m) * 4;
-        const auto digits = D::load(quad, quad + kRows * 4);
-        unroll<kSlices>([&](auto s) { sums[m][s][kSum].add(bytes[s], digits); });
-      });
-    });
-  });
-}
+// Where a walk along the columns stands: codes of the first panel, quads, starts and steps of the rows of x.
+struct Place {
+  const uint8_t* codes;
+  const uint8_t* quads;
+  const int32_t* starts;
+  const float* steps;
+};
 
-// float(t) * as of one segment: columns k .. stop, all in one block.
+// The sums of one segment: for each row of x and slice, chains of dot products enough to hide the latency of one.
 template <int kBits, bool kTwoDigits, int kRows>
-inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t k, int64_t stop, bool half,
-                             const int32_t* starts, const I32* zeros, F32 (&products)[kRows][kSlices]) {
-  constexpr int kCols = unit_of(kBits).cols, kWords = unit_of(kBits).low_words, kSteps = kCols / 4;
-  constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
+struct Sums {
   using D = Dot<kBits, kTwoDigits>;
+  static constexpr int kSlices = kPanelSlices * kPanels<kRows>;
+  static constexpr int kVectors = kRows * kSlices * static_cast<int>(sizeof(D) / sizeof(I32));
+  static constexpr int kChains = kVectors <= 2 ? 4 : kVectors <= 4 ? 2 : 1;
+  static constexpr Unit kUnit = unit_of(kBits);
+  static constexpr int kLow = kUnit.low, kHigh = kUnit.high, kPerByte = 8 / kLow, kSteps = kUnit.cols / 4;
+  static constexpr int kWordBytes = static_cast<int>(kPanelRows) * 4, kUnitBytes = kUnit.words * kWordBytes;
+  static constexpr int kUnitQuads = kSteps * D::kPlanes * kRows * 4;  // bytes
+  static constexpr int kHighWord = kUnit.low_words;
+
   D dots[kRows][kSlices][kChains];
-  unroll<kRows>([&](auto m) {
-    const I32 start = set_i32(starts[m]);
-    unroll<kSlices>([&](auto s) {
-      dots[m][s][0].start(zeros ? mul(zeros[s], start) : start);
-      if constexpr (kChains == 2) dots[m][s][1].start(zero_i32());
+
+  void start(const int32_t* starts, const I32* zeros) {
+    unroll<kRows>([&](auto m) {
+      const I32 start = set_i32(starts[m]);
+      unroll<kSlices>([&](auto s) {
+        dots[m][s][0].start(zeros ? mul(zeros[s], start) : start);
+        unroll<kChains - 1>([&](auto chain) { dots[m][s][chain + 1].start(zero_i32()); });
+      });
     });
-  });
-  constexpr int64_t kQuads = kSteps * D::kPlanes * kRows * 4;           // bytes of the quads of a unit
-  constexpr int64_t kUnitBytes = unit_of(kBits).words * kPanelRows * 4;
-  const uint32_t mask = tile.w.flip * 0x01010101u;
-  const int64_t last = ceil_div(stop, kCols);
-  int64_t unit = k / kCols;
-  int64_t at = unit * kUnitBytes;
-  const uint8_t* quads = a.quads + row * a.padded * D::kPlanes + unit * kQuads;
-  const auto flush = [&] {
+  }
+
+  // Low words kFrom .. kFrom + kCount - 1 of one unit, whose quads start at `quads`. Steps take turns at the chains.
+  template <int kFrom, int kCount, int kTurn>
+  void add_words(const uint8_t* codes, int64_t stride, uint32_t mask, const uint8_t* quads) {
+    const auto load = [&](int s, int word) {
+      return load_codes(codes + s / kPanelSlices * stride + s % kPanelSlices * kLanes * 4 + word * kWordBytes);
+    };
+    Codes high[kSlices];
+    if constexpr (kHigh != 0) unroll<kSlices>([&](auto s) { high[s] = load(s, kHighWord); });
+    unroll<kCount>([&](auto word) {
+      Codes low[kSlices];
+      unroll<kSlices>([&](auto s) {
+        if (s % kPanelSlices == 0) prefetch(codes + s / kPanelSlices * stride + (kFrom + word) * kWordBytes + kAhead);
+        low[s] = kVectors * kChains <= kFewSums ? once(load(s, kFrom + word)) : load(s, kFrom + word);
+        if constexpr (kBits == 8) low[s] = flip(low[s], mask);
+      });
+      unroll<kPerByte>([&](auto part) {
+        constexpr int kStep = decltype(word){} * kPerByte + decltype(part){};
+        Codes bytes[kSlices];
+        unroll<kSlices>([&](auto s) {
+          bytes[s] = bytes_of<kLow>(low[s], part);
+          if constexpr (kHigh != 0) bytes[s] = with_high<kLow, kHigh>(bytes[s], high[s], kFrom * kPerByte + kStep);
+        });
+        unroll<kRows>([&](auto m) {
+          const uint8_t* quad = quads + (kStep * D::kPlanes * kRows + m) * 4;
+          const auto digits = D::load(quad, quad + kRows * 4);
+          unroll<kSlices>([&](auto s) { dots[m][s][(kTurn + kStep) % kChains].add(bytes[s], digits); });
+        });
+      });
+    });
+  }
+
+  // `units` whole units; kTurns: as many as let each chain have its turn.
+  template <int kTurns>
+  void add_units(int64_t units, const uint8_t* codes, int64_t stride, uint32_t mask, const uint8_t* quads) {
+    constexpr int64_t kStretch = D::kFlush ? D::kFlush / kSteps : kBlock;
+    static_assert(kStretch % kTurns == 0);
+    while (units > 0) {
+      int64_t now = units < kStretch ? units : kStretch;
+      units -= now;
+      for (; now > 0; now -= kTurns, codes += kTurns * kUnitBytes, quads += kTurns * kUnitQuads) {
+        unroll<kTurns>([&](auto u) {
+          add_words<0, kHighWord, u * kSteps>(codes + u * kUnitBytes, stride, mask, quads + u * kUnitQuads);
+        });
+      }
+      flush();
+    }
+  }
+
+  void flush() {
     unroll<kRows>([&](auto m) {
       unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto chain) { dots[m][s][chain].flush(); }); });
     });
-  };
-  if (kCols > kMinGroup && half) {  // a group of 16 columns is half a unit
-    if (k % kCols == 0) {
-      add_words<kBits, 0, 0, kWords / 2>(tile, at, mask, quads, dots);
-    } else {
-      add_words<kBits, 0, kWords / 2, kWords - kWords / 2>(tile, at, mask, quads + kQuads / 2, dots);
-    }
-    flush();
-    unit = last;
   }
-  while (unit < last) {
-    constexpr int64_t kStretch = D::kFlush / kSteps;
-    const int64_t end = kStretch && unit + kStretch < last ? unit + kStretch : last;
-    if constexpr (kChains == 2 && kSteps == 1) {
-      for (; unit + 1 < end; unit += 2, at += 2 * kUnitBytes, quads += 2 * kQuads) {
-        add_words<kBits, 0, 0, 1>(tile, at, mask, quads, dots);
-        add_words<kBits, 1, 0, 1>(tile, at + kUnitBytes, mask, quads + kQuads, dots);
-      }
-    }
-    for (; unit < end; ++unit, at += kUnitBytes, quads += kQuads) {
-      add_words<kBits, 0, 0, kWords>(tile, at, mask, quads, dots);
-    }
-    flush();
-  }
-  const float* steps = a.steps + row * a.blocks + k / kBlock * kRows;
-  unroll<kRows>([&](auto m) {
-    const F32 scale = set_f32(steps[m]);
-    unroll<kSlices>([&](auto s) {
-      if constexpr (kChains == 2) dots[m][s][0].merge(dots[m][s][1]);
-      products[m][s] = mul(to_f32(dots[m][s][0].total()), scale);
+
+  // use(row of x, slice, float(t) * as)
+  template <class Use>
+  void finish(const float* steps, const Use& use) {
+    unroll<kRows>([&](auto m) {
+      const F32 scale = set_f32(steps[m]);
+      unroll<kSlices>([&](auto s) {
+        unroll<kChains - 1>([&](auto chain) { dots[m][s][0].merge(dots[m][s][chain + 1]); });
+        use(m, s, mul(to_f32(dots[m][s][0].total()), scale));
+      });
     });
-  });
+  }
+};
+
+// Columns k .. stop, some of one block.
+template <class S>
+inline void add_part(S& sums, const Tile& tile, const Place& base, int64_t k, int64_t stop) {
+  constexpr int kCols = S::kUnit.cols, kWords = S::kUnit.low_words;
+  const int64_t unit = k / kCols;
+  const uint8_t* codes = base.codes + unit * S::kUnitBytes;
+  const uint8_t* quads = base.quads + unit * S::kUnitQuads;
+  if (kCols > kMinGroup && tile.group == kMinGroup) {  // a group of 16 columns is half a unit
+    if (k % kCols == 0) {
+      sums.template add_words<0, kWords / 2, 0>(codes, tile.codes_stride, tile.flip, quads);
+    } else {
+      sums.template add_words<kWords / 2, kWords - kWords / 2, 0>(codes, tile.codes_stride, tile.flip,
+                                                                  quads + S::kUnitQuads / 2);
+    }
+    sums.flush();
+  } else {
+    sums.template add_units<1>(ceil_div(stop, kCols) - unit, codes, tile.codes_stride, tile.flip, quads);
+  }
 }
 
 // Flat: a lambda that is not inlined takes the address of the sums, which then live in memory.
 template <int kBits, bool kTwoDigits, int kRows>
-__attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
+__attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
                                         int64_t y_stride) {
-  const Tile tile(w);
+  using S = Sums<kBits, kTwoDigits, kRows>;
+  constexpr int kSlices = S::kSlices, kUnits = static_cast<int>(kBlock) / S::kUnit.cols;  // units of a block
+  constexpr int kTurns = S::kChains > S::kSteps ? S::kChains / S::kSteps : 1;
+  const Place base{tile.codes, a.quads + row * a.padded * S::D::kPlanes, a.starts + row * a.segments,
+                   a.steps + row * a.blocks};
+  Place at = base;
   F32 result[kRows][kSlices];
   unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
-  const int32_t* starts = a.starts + row * a.segments;
-  const bool half = segment == kMinGroup;
-  for (int64_t group = 0; group < tile.groups; ++group) {
-    const int64_t begin = group * w.group, end = begin + w.group < w.cols ? begin + w.group : w.cols;
-    I32 zeros[kSlices];
-    if (w.zeros) unroll<kSlices>([&](auto s) { zeros[s] = load_u8(w.zeros + tile.group_at(group, s)); });
-    const I32* own = w.zeros ? zeros : nullptr;
-    F32 sum[kRows][kSlices];  // of the group's segments; the first product is the sum so far
-    const int64_t first = begin + segment < end ? begin + segment : end;
-    segment_products<kBits, kTwoDigits>(tile, a, row, begin, first, half, starts, own, sum);
-    starts += kRows;
-    for (int64_t k = begin + segment; k < end; k += segment, starts += kRows) {
-      F32 products[kRows][kSlices];
-      const int64_t stop = k + segment < end ? k + segment : end;
-      segment_products<kBits, kTwoDigits>(tile, a, row, k, stop, half, starts, own, products);
-      unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = add(sum[m][s], products[m][s]); }); });
+  int64_t k = 0;
+  for (int64_t group_rows = 0; k < tile.cols; group_rows += kPanelRows) {
+    const int64_t end = tile.cols - k > tile.group ? k + tile.group : tile.cols;
+    I32 own[kSlices];
+    if (tile.zeros) unroll<kSlices>([&](auto s) { own[s] = tile.load_zeros(group_rows, s); });
+    const I32* zeros = tile.zeros ? own : nullptr;
+    const auto each_segment = [&](const auto& use) {
+      for (; end - k >= kBlock; k += kBlock) {
+        S sums;
+        sums.start(at.starts, zeros);
+        sums.template add_units<kTurns>(kUnits, at.codes, tile.codes_stride, tile.flip, at.quads);
+        sums.finish(at.steps, use);
+        at = {at.codes + kUnits * S::kUnitBytes, at.quads + kUnits * S::kUnitQuads, at.starts + kRows, at.steps + kRows};
+      }
+      for (; k < end; k += segment, at.starts += kRows) {
+        const int64_t stop = end - k > segment ? k + segment : end;
+        S sums;
+        sums.start(at.starts, zeros);
+        add_part(sums, tile, base, k, stop);
+        sums.finish(base.steps + k / kBlock * kRows, use);
+      }
+      k = end;
+    };
+    F32 scales[kSlices];
+    unroll<kSlices>([&](auto s) { scales[s] = tile.load_scales(group_rows, s); });
+    if (end - k <= segment) {
+      each_segment([&](auto m, auto s, F32 product) { result[m][s] = add(result[m][s], mul(product, scales[s])); });
+    } else {  // sums that begin at +0 give the bits of those that begin at the first product, as results begin at +0
+      F32 sum[kRows][kSlices];
+      unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = zero_f32(); }); });
+      each_segment([&](auto m, auto s, F32 product) { sum[m][s] = add(sum[m][s], product); });
+      unroll<kRows>([&](auto m) {
+        unroll<kSlices>([&](auto s) { result[m][s] = add(result[m][s], mul(sum[m][s], scales[s])); });
+      });
     }
-    unroll<kSlices>([&](auto s) {
-      const F32 scale = load_scales(w, tile.group_at(group, s));
-      unroll<kRows>([&](auto m) { result[m][s] = add(result[m][s], mul(sum[m][s], scale)); });
-    });
   }
-  for (int panel = 0; panel * kPanelRows < w.rows; ++panel) {
+  for (int panel = 0; panel * kPanelRows < tile.rows; ++panel) {
     unroll<kRows>([&](auto m) {
-      store_panel(result[m] + panel * kPanelSlices, w.rows - panel * kPanelRows,
+      store_panel(result[m] + panel * kPanelSlices, tile.rows - panel * kPanelRows,
                   y + (row + m) * y_stride + panel * kPanelRows);
     });
   }
 }
 
-// The instance for `count` rows of x, 1 <= count <= kRows.
-template <int kBits, bool kTwoDigits, int kRows>
-void pick_rows(int64_t count, const DenseInt& w, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
-               int64_t y_stride) {
-  if constexpr (kRows > 1) {
-    if (count < kRows) return pick_rows<kBits, kTwoDigits, kRows - 1>(count, w, a, row, segment, y, y_stride);
-  }
-  tile_rows<kBits, kTwoDigits, kRows>(w, a, row, segment, y, y_stride);
-}
+// tile_rows for some number of rows of x, and how many panels it takes.
+struct TileRows {
+  void (*run)(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t segment, float* y, int64_t y_stride);
+  int panels;
+};
 
-template <int kBits, bool kTwoDigits>
-void tiles(const DenseInt& w, const QuantizedRows& a, int64_t batch, int64_t segment, float* y, int64_t y_stride) {
-  for (int64_t row = 0; row < batch; row += a.height) {
-    const int64_t count = batch - row < a.height ? batch - row : a.height;
-    pick_rows<kBits, kTwoDigits, kTileRows<kBits, kTwoDigits>>(count, w, a, row, segment, y, y_stride);
+// 1 <= count <= kRows
+template <int kBits, bool kTwoDigits, int kRows>
+TileRows tile_rows_of(int64_t count) {
+  if constexpr (kRows > 1) {
+    if (count < kRows) return tile_rows_of<kBits, kTwoDigits, kRows - 1>(count);
   }
+  return {tile_rows<kBits, kTwoDigits, kRows>, kPanels<kRows>};
 }
 
 // The fewest tiles, of equal height but for the last: 16 rows are 8 + 8, not 12 + 4.
@@ -216,26 +272,24 @@ int64_t tile_height(int64_t batch, int bits, bool two_digits) {
   return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
 }
 
-// The panels of w from row `first` on.
-inline DenseInt from_row(const DenseInt& w, int64_t first) {
-  const int64_t panel = first / kPanelRows, groups = groups_of(w);
-  DenseInt rest = w;
-  rest.rows -= first;
-  rest.codes += panel * words_of(w) * kPanelRows * 4;
-  rest.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * (w.half_scales ? 2 : 4);
-  if (w.zeros) rest.zeros += panel * groups * kPanelRows;
-  return rest;
-}
-
 void matmul_int(const DenseInt& w, QuantizedRows a, int64_t batch, int64_t segment, bool two_digits, float* y,
                 int64_t y_stride) {
-  for (int64_t first = 0; first < w.rows; first += kTilePanels * kPanelRows) {
-    DenseInt tile = from_row(w, first);
-    if (tile.rows > kTilePanels * kPanelRows) tile.rows = kTilePanels * kPanelRows;
-    with_bits(w.bits, [&](auto constant) {
+  const auto instance = [&](int64_t count) {
+    return with_bits(w.bits, [&](auto constant) {
       constexpr int kBits = decltype(constant){};
-      (two_digits ? tiles<kBits, true> : tiles<kBits, false>)(tile, a, batch, segment, y + first, y_stride);
+      return two_digits ? tile_rows_of<kBits, true, kTileRows<kBits, true>>(count)
+                        : tile_rows_of<kBits, false, kTileRows<kBits, false>>(count);
     });
+  };
+  const int64_t whole = batch / a.height * a.height;
+  const TileRows full = instance(a.height), last = instance(batch > whole ? batch - whole : a.height);
+  for (int64_t first = 0; first < w.rows; first += full.panels * kPanelRows) {
+    const Tile tile(w, first, full.panels);
+    for (int64_t row = 0; row < whole; row += a.height) full.run(tile, a, row, segment, y + first, y_stride);
+    if (batch == whole) continue;
+    for (int64_t n = first; n < first + tile.rows; n += last.panels * kPanelRows) {
+      last.run(Tile(w, n, last.panels), a, whole, segment, y + n, y_stride);
+    }
   }
 }
 

@@ -63,6 +63,10 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline Codes once(Codes codes) {
+  asm("" : "+x"(codes.v));
+  return codes;
+}
 inline Codes flip(Codes v, uint32_t mask) {
   return {_mm256_xor_si256(v.v, _mm256_set1_epi32(static_cast<int32_t>(mask)))};
 }

@@ -54,6 +54,11 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+// Codes that are loaded once: GCC would load them again for each use. For loops that are bound by loads.
+inline Codes once(Codes codes) {
+  asm("" : "+v"(codes.v));
+  return codes;
+}
 inline Codes flip(Codes v, uint32_t mask) {
   return {_mm512_xor_si512(v.v, _mm512_set1_epi32(static_cast<int32_t>(mask)))};
 }

@@ -51,6 +51,7 @@ inline Codes load_codes(const uint8_t* p) {
   std::memcpy(&v, p, 4);
   return v;
 }
+inline Codes once(Codes codes) { return codes; }
 inline Codes flip(Codes v, uint32_t mask) { return v ^ mask; }
 // Codes of kBits bits, 2, 4 or 8, one a byte: those at place `part` of each byte.
 template <int kBits>
