@@ -18,9 +18,9 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 // Dense integer weights.
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the
-//             row's little-endian bit stream; scales and zeros are [row][group].
-// prepacked:  codes[panel][word][16 rows]; scales and zeros are [panel][group][16 rows]. Codes of 2, 4 and 8 bits keep their
-//             words; those of 3, 5 and 6 are split into planes, see Unit.
+//             row's little-endian bit stream; scales, zeros and minima are [row][group].
+// prepacked:  codes[panel][word][16 rows]; scales, zeros and minima are [panel][group][16 rows]. Codes of 2, 4 and 8 bits keep
+//             their words; those of 3, 5 and 6 are split into planes, see Unit.
 //
 //   word w of an int4 row:   bit 31                              0
 //                            | 8w+7 | 8w+6 | ...  | 8w+1 | 8w+0 |     even columns in low nibbles
@@ -28,13 +28,14 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 struct DenseInt {
   const uint8_t* codes;
   const void* scales;     // float, or float16 bits if half_scales
-  const uint8_t* zeros;   // null: every zero is 2^(bits-1)
+  const uint8_t* zeros;   // null: every zero is 2^(bits-1), or 0 with minima
   int64_t rows, cols;
   int64_t group;          // columns of a group: a power of two >= 16, or >= cols
   int bits;               // 2, 3, 4, 5, 6 or 8
   uint8_t flip;           // 0x80 if 8-bit codes rest as signed integers, else 0
   bool half_scales;
   bool prepacked;
+  const void* minima = nullptr;  // as scales, or null; w = scale * code + minimum, and zeros is null
 };
 
 // Functions here have internal linkage: kernel files include this header under their own instruction set, and the
@@ -64,6 +65,12 @@ static inline int64_t words_of(const DenseInt& w) {
   return w.prepacked ? panel_words(w.cols, w.bits) : row_words(w.cols, w.bits);
 }
 static inline int64_t groups_of(const DenseInt& w) { return w.group >= w.cols ? 1 : ceil_div(w.cols, w.group); }
+// The zero of all codes where `zeros` is null.
+static inline int32_t zero_of(const DenseInt& w) { return w.minima ? 0 : 1 << (w.bits - 1); }
+// Scales or minima from entry `first` on.
+static inline const void* scales_from(const DenseInt& w, const void* scales, int64_t first) {
+  return scales ? static_cast<const uint8_t*>(scales) + first * (w.half_scales ? 2 : 4) : nullptr;
+}
 
 // Dense float16 or bfloat16 weights: bits[row][col].
 struct DenseHalf {
@@ -94,14 +101,18 @@ struct BlockSparse {
 //         digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
 // starts: -zero * (sum of a) over each segment, min(group, 128) columns; with zeros of their own per group, zero is 1 here.
 //         [tile][segment][row of the tile], as `steps`, which repeats `scales`: [tile][block][row of the tile]
+// sums:   what a minimum is multiplied with, float(sum of a) * as added up over the segments of each group of weights:
+//         [tile][group][row of the tile]; null for weights without minima
 struct QuantizedRows {
   int16_t* codes;
   float* scales;
   uint8_t* quads;
   int32_t* starts;
   float* steps;
+  float* sums;
   uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its codes and scales are all 0
   int64_t padded, blocks, segments, height;
+  int64_t groups, per_group;  // groups of weights, and segments of one; set if there are sums
 };
 
 // x and y of one product, both C-contiguous.

@@ -92,45 +92,59 @@ QuantizedRows carve(Carver& carver, int64_t batch, int64_t cols, int64_t segment
   return a;
 }
 
+// As `carve`, for dense weights.
+QuantizedRows carve_dense(Carver& carver, const DenseInt& w, int64_t batch, int64_t segment) noexcept {
+  QuantizedRows a = carve(carver, batch, w.cols, segment, true);
+  if (!w.minima) return a;
+  a.groups = groups_of(w);
+  a.per_group = a.groups == 1 ? a.segments : w.group / segment;
+  a.sums = carver.take<float>(batch * a.groups);
+  return a;
+}
+
 // A view of up to `panels` panels of `w` from row `first` on. The canonical form is transposed into `scratch` first, so
 // that both forms meet the same kernel and give the same bits.
 DenseInt tile_of(const DenseInt& w, int64_t first, int64_t panels, uint8_t* scratch) noexcept {
-  const int64_t groups = groups_of(w), size = w.half_scales ? 2 : 4, panel = first / kPanelRows;
+  const int64_t groups = groups_of(w), panel = first / kPanelRows;
   DenseInt view = w;
   view.rows = std::min(panels * kPanelRows, w.rows - first);
   view.prepacked = true;
   const int64_t words = words_of(view);
   if (w.prepacked) {
     view.codes = w.codes + panel * words * kPanelRows * 4;
-    view.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * size;
+    view.scales = scales_from(w, w.scales, panel * groups * kPanelRows);
+    view.minima = scales_from(w, w.minima, panel * groups * kPanelRows);
     if (w.zeros) view.zeros = w.zeros + panel * groups * kPanelRows;
     return view;
   }
-  const int64_t per_group = panels * groups * kPanelRows;
   Carver carver(scratch);
   uint8_t* codes = carver.take<uint8_t>(panels * words * kPanelRows * 4);
-  uint8_t* scales = carver.take<uint8_t>(per_group * size);
-  uint8_t* zeros = carver.take<uint8_t>(per_group);
   formats::prepack(w.codes + first * words_of(w) * 4, view.rows, w.cols, w.bits, 0, ceil_div(view.rows, kPanelRows), codes);
-  std::memset(scales, 0, static_cast<size_t>(per_group * size));
-  std::memset(zeros, 0, static_cast<size_t>(per_group));
-  for (int64_t r = 0; r < view.rows; ++r) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t from = (first + r) * groups + g;
-      const int64_t to = (r / kPanelRows * groups + g) * kPanelRows + r % kPanelRows;
-      std::memcpy(scales + to * size, static_cast<const uint8_t*>(w.scales) + from * size, static_cast<size_t>(size));
-      if (w.zeros) zeros[to] = w.zeros[from];
+  // [row][group] -> [panel][group][row of the panel], entries of `size` bytes
+  const auto transposed = [&](const void* entries, int64_t size) -> const uint8_t* {
+    if (!entries) return nullptr;
+    const int64_t bytes = panels * groups * kPanelRows * size;
+    uint8_t* out = carver.take<uint8_t>(bytes);
+    std::memset(out, 0, static_cast<size_t>(bytes));
+    const uint8_t* from = static_cast<const uint8_t*>(entries) + first * groups * size;
+    for (int64_t r = 0; r < view.rows; ++r) {
+      for (int64_t g = 0; g < groups; ++g, from += size) {
+        const int64_t to = (r / kPanelRows * groups + g) * kPanelRows + r % kPanelRows;
+        std::memcpy(out + to * size, from, static_cast<size_t>(size));
+      }
     }
-  }
+    return out;
+  };
   view.codes = codes;
-  view.scales = scales;
-  if (w.zeros) view.zeros = zeros;
+  view.scales = transposed(w.scales, w.half_scales ? 2 : 4);
+  view.minima = transposed(w.minima, w.half_scales ? 2 : 4);
+  view.zeros = transposed(w.zeros, 1);
   return view;
 }
 
 int64_t tile_scratch_bytes(const DenseInt& w, int64_t panels) noexcept {
   if (w.prepacked) return 0;
-  return (panel_words(w.cols, w.bits) * 4 + groups_of(w) * 5) * kPanelRows * panels + 4 * 64;
+  return (panel_words(w.cols, w.bits) * 4 + groups_of(w) * (w.minima ? 8 : 5)) * kPanelRows * panels + 4 * 64;
 }
 
 // Runs `kernel(view, first row)` over all rows of w, `panels` panels at a time.
@@ -156,16 +170,16 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
   const KernelTable& kernel = kernels();
   const int64_t segment = w.group < kBlock && w.group < w.cols ? w.group : kBlock;
   Carver measure(nullptr);
-  carve(measure, batch, w.cols, segment, true);
+  carve_dense(measure, w, batch, segment);
   Workspace memory(measure.used());
   if (!memory.get()) return Status::kNoMemory;
   Carver carver(memory.get());
-  QuantizedRows a = carve(carver, batch, w.cols, segment, true);
+  QuantizedRows a = carve_dense(carver, w, batch, segment);
   a.height = kernel.tile_height(batch, w.bits, two_digits);
   on_pool(batch, 1, batch * w.cols * 8, [&](Range range) {
     for (int64_t m = range.begin; m < range.end; ++m) {
       kernel.quantize_row(io.x + (first + m) * w.cols, w.cols, two_digits, a, m);
-      kernel.spread_row(a, batch, m, w.bits, segment, w.zeros ? 1 : 1 << (w.bits - 1), two_digits);
+      kernel.spread_row(a, batch, m, w.bits, segment, w.zeros ? 1 : zero_of(w), two_digits);
     }
   });
   const Status status = for_tiles(w, batch, kTilePanels, [&](const DenseInt& tile, int64_t row) {
@@ -173,6 +187,18 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
   });
   finish_rows(io, w.rows, a.finite, first, batch);
   return status;
+}
+
+// The sum of each row of x over each group of columns: sums[row][group].
+void sum_groups(const DenseInt& w, const Operands& io, float* sums) noexcept {
+  for (int64_t m = 0; m < io.batch; ++m) {
+    const float* x = io.x + m * w.cols;
+    for (int64_t k = 0; k < w.cols; k += w.group) {
+      float sum = 0.0f;
+      for (const float *at = x + k, *stop = x + std::min(k + w.group, w.cols); at < stop; ++at) sum += *at;
+      *sums++ = sum;
+    }
+  }
 }
 
 // x of some rows with columns outermost, padded to `cols` columns and `lanes` rows with zeros.
@@ -269,16 +295,16 @@ void group_range(const float* w, int64_t rows, formats::Groups g, float* low, fl
   on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, low, high); });
 }
 
-void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
-            uint8_t* packed) noexcept {
+void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t* packed) noexcept {
   on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
-          [&](Range r) { formats::encode(w, scales, zeros, g, r.begin, r.end, packed); });
+          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, packed); });
 }
 
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
-            uint8_t flip, float* w) noexcept {
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t flip, float* w) noexcept {
   on_pool(rows, 1, rows * g.cols * 8,
-          [&](Range r) { formats::decode(packed, scales, zeros, g, flip, r.begin, r.end, w); });
+          [&](Range r) { formats::decode(packed, scales, zeros, minima, g, flip, r.begin, r.end, w); });
 }
 
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept {
@@ -303,8 +329,13 @@ Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
   }
   if (mode == Activations::kFloat32) {
     const KernelTable& kernel = kernels();
+    const int64_t groups = groups_of(w);
+    Workspace memory(w.minima ? io.batch * groups * 4 : 0);
+    if (!memory.get()) return Status::kNoMemory;
+    float* sums = w.minima ? reinterpret_cast<float*>(memory.get()) : nullptr;
+    if (sums) sum_groups(w, io, sums);
     const Status status = for_tiles(w, io.batch, 1, [&](const DenseInt& panel, int64_t row) {
-      kernel.matmul_f32_int(panel, io.x, io.batch, io.y + row, w.rows);
+      kernel.matmul_f32_int(panel, io.x, sums, io.batch, io.y + row, w.rows);
     });
     finish_rows(io, w.rows, nullptr, 0, io.batch);
     return status;

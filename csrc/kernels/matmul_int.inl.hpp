@@ -7,6 +7,7 @@
 //   y[m][n] = sum over groups of scale * (sum over the group's segments of float(t) * as),
 //   t = sum over the segment of (code - zero) * a, exact in int32
 //
+// and after each group's product with its scale, where there are minima, + minimum * (sum of float(sum of a) * as),
 // in ascending order, every float operation rounded on its own: the promise of docs/formats.md, "Products".
 #pragma once
 
@@ -20,9 +21,10 @@ constexpr int kPanelSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors 
 constexpr int kSlices = kPanelSlices * kTilePanels;
 constexpr int kAhead = 4096;  // bytes of prefetch
 
-inline F32 load_scales(const DenseInt& w, int64_t at) {
-  return w.half_scales ? load_half(static_cast<const uint16_t*>(w.scales) + at)
-                       : load_f32(static_cast<const float*>(w.scales) + at);
+// Of w.scales or w.minima.
+inline F32 load_scales(const DenseInt& w, const void* scales, int64_t at) {
+  return w.half_scales ? load_half(static_cast<const uint16_t*>(scales) + at)
+                       : load_f32(static_cast<const float*>(scales) + at);
 }
 
 // Stores the lanes of a panel that are rows of w.
@@ -160,6 +162,7 @@ __attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& 
   F32 result[kRows][kSlices];
   unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
   const int32_t* starts = a.starts + row * a.segments;
+  const float* sums = w.minima ? a.sums + row * a.groups : nullptr;
   const bool half = segment == kMinGroup;
   for (int64_t group = 0; group < tile.groups; ++group) {
     const int64_t begin = group * w.group, end = begin + w.group < w.cols ? begin + w.group : w.cols;
@@ -177,9 +180,15 @@ __attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& 
       unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { sum[m][s] = add(sum[m][s], products[m][s]); }); });
     }
     unroll<kSlices>([&](auto s) {
-      const F32 scale = load_scales(w, tile.group_at(group, s));
+      const F32 scale = load_scales(w, w.scales, tile.group_at(group, s));
       unroll<kRows>([&](auto m) { result[m][s] = add(result[m][s], mul(sum[m][s], scale)); });
     });
+    if (!sums) continue;
+    unroll<kSlices>([&](auto s) {
+      const F32 minimum = load_scales(w, w.minima, tile.group_at(group, s));
+      unroll<kRows>([&](auto m) { result[m][s] = add(result[m][s], mul(minimum, set_f32(sums[m]))); });
+    });
+    sums += kRows;
   }
   for (int panel = 0; panel * kPanelRows < w.rows; ++panel) {
     unroll<kRows>([&](auto m) {
@@ -222,7 +231,8 @@ inline DenseInt from_row(const DenseInt& w, int64_t first) {
   DenseInt rest = w;
   rest.rows -= first;
   rest.codes += panel * words_of(w) * kPanelRows * 4;
-  rest.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * (w.half_scales ? 2 : 4);
+  rest.scales = scales_from(w, w.scales, panel * groups * kPanelRows);
+  rest.minima = scales_from(w, w.minima, panel * groups * kPanelRows);
   if (w.zeros) rest.zeros += panel * groups * kPanelRows;
   return rest;
 }

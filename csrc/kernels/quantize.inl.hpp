@@ -131,10 +131,21 @@ void spread_row(QuantizedRows a, int64_t batch, int64_t row, int bits, int64_t s
     (two_digits ? spread<kBits, true> : spread<kBits, false>)(a, row, tile, height);
   });
   int32_t* starts = a.starts + tile * a.segments + (row - tile);
-  for (int64_t i = 0; i < a.segments; ++i) {
+  const auto sum_of = [&](int64_t i) {
     int32_t sum = 0;
     for (int64_t k = 0; k < segment; ++k) sum += a.codes[row * a.padded + i * segment + k];
-    starts[i * height] = -zero * sum;
+    return sum;
+  };
+  for (int64_t i = 0; i < a.segments; ++i) starts[i * height] = -zero * sum_of(i);
+  if (a.sums) {
+    float* sums = a.sums + tile * a.groups + (row - tile);
+    for (int64_t g = 0; g < a.groups; ++g) {
+      float total = 0.0f;
+      for (int64_t i = g * a.per_group; i < (g + 1) * a.per_group && i < a.segments; ++i) {
+        total += static_cast<float>(sum_of(i)) * a.scales[row * a.blocks + i * segment / kBlock];
+      }
+      sums[g * height] = total;
+    }
   }
   float* steps = a.steps + tile * a.blocks + (row - tile);
   for (int64_t i = 0; i < a.blocks; ++i) steps[i * height] = a.scales[row * a.blocks + i];
