@@ -19,8 +19,8 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the
 //             row's little-endian bit stream; scales, zeros and minima are [row][group].
-// prepacked:  codes[panel][word][16 rows]; scales, zeros and minima are [panel][group][16 rows]. Codes of 2, 4 and 8 bits keep
-//             their words; those of 3, 5 and 6 are split into planes, see Unit.
+// prepacked:  codes[panel][word][16 rows]; scales, zeros and minima are [panel][group][16 rows]. Codes of 2, 4 and 8 bits
+//             keep their words; those of 3, 5 and 6 are split into planes, see Unit.
 //
 //   word w of an int4 row:   bit 31                              0
 //                            | 8w+7 | 8w+6 | ...  | 8w+1 | 8w+0 |     even columns in low nibbles

@@ -18,6 +18,7 @@ from pumice._core import native
 from pumice.scheme import Scheme
 
 F16, F32 = np.float16, np.float32
+GOLDEN = Path(__file__).parent / "golden" / "v1-min.safetensors"
 RNG = np.random.default_rng(5)
 EXTREMES = [0.0, 1.0, -1.0, 2.0**-149, -(2.0**-130), 2.0**-24, 6e-5, 65504.0, -65504.0, 1e30, 3.4e38, -3.4e38]
 
@@ -197,3 +198,17 @@ def test_float32_activations_agree_with_the_decoded_weights_and_nan_stays_in_its
         damaged = pm.linear(x, w, activations="float32")
         np.testing.assert_array_equal(damaged[[0, 1, 3, 5]], y[[0, 1, 3, 5]])
         assert not np.isfinite(damaged[[2, 4]]).any()
+
+
+def golden() -> dict[str, pm.DenseArray]:
+    w = ((np.arange(20 * 80) * 37 % 101 - 30) / 64).astype(F32).reshape(20, 80)
+    w[3] = 0.1
+    return {f"{scheme}.weight": pm.compress(w, scheme) for scheme in ("int4-g32-min", "int8-min", "int3-g16-min")}
+
+
+def test_the_golden_file_of_minima_stays_readable_and_reproducible(tmp_path: Path) -> None:
+    pm.save(tmp_path / "again.safetensors", golden())
+    assert (tmp_path / "again.safetensors").read_bytes() == GOLDEN.read_bytes()
+    assert pm.verify(GOLDEN).ok
+    for name, w in golden().items():
+        np.testing.assert_array_equal(pm.load(GOLDEN)[name].to_dense(), w.to_dense(), strict=True)
