@@ -18,9 +18,9 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 // Dense integer weights.
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the
-//             row's little-endian bit stream; scales and zeros are [row][group].
-// prepacked:  codes[panel][word][16 rows]; scales and zeros are [panel][group][16 rows]. Codes of 2, 4 and 8 bits keep their
-//             words; those of 3, 5 and 6 are split into planes, see Unit.
+//             row's little-endian bit stream; scales, zeros and minima are [row][group].
+// prepacked:  codes[panel][word][16 rows]; scales, zeros and minima are [panel][group][16 rows]. Codes of 2, 4 and 8 bits
+//             keep their words; those of 3, 5 and 6 are split into planes, see Unit.
 //
 //   word w of an int4 row:   bit 31                              0
 //                            | 8w+7 | 8w+6 | ...  | 8w+1 | 8w+0 |     even columns in low nibbles
@@ -28,13 +28,14 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 struct DenseInt {
   const uint8_t* codes;
   const void* scales;     // float, or float16 bits if half_scales
-  const uint8_t* zeros;   // null: every zero is 2^(bits-1)
+  const uint8_t* zeros;   // null: every zero is 2^(bits-1), or 0 with minima
   int64_t rows, cols;
   int64_t group;          // columns of a group: a power of two >= 16, or >= cols
   int bits;               // 2, 3, 4, 5, 6 or 8
   uint8_t flip;           // 0x80 if 8-bit codes rest as signed integers, else 0
   bool half_scales;
   bool prepacked;
+  const void* minima = nullptr;  // as scales, or null; w = scale * code + minimum, and zeros is null
 };
 
 // Functions here have internal linkage: kernel files include this header under their own instruction set, and the
@@ -64,6 +65,24 @@ static inline int64_t words_of(const DenseInt& w) {
   return w.prepacked ? panel_words(w.cols, w.bits) : row_words(w.cols, w.bits);
 }
 static inline int64_t groups_of(const DenseInt& w) { return w.group >= w.cols ? 1 : ceil_div(w.cols, w.group); }
+// The zero of all codes where `zeros` is null.
+static inline int32_t zero_of(const DenseInt& w) { return w.minima ? 0 : 1 << (w.bits - 1); }
+// Scales or minima from entry `first` on.
+static inline const void* scales_from(const DenseInt& w, const void* scales, int64_t first) {
+  return scales ? static_cast<const uint8_t*>(scales) + first * (w.half_scales ? 2 : 4) : nullptr;
+}
+
+// The panels of prepacked weights that hold the rows first .. first + rows - 1; `first` is a multiple of kPanelRows.
+static inline DenseInt panels_of(const DenseInt& w, int64_t first, int64_t rows) {
+  const int64_t panel = first / kPanelRows, entries = panel * groups_of(w) * kPanelRows;
+  DenseInt view = w;
+  view.rows = rows;
+  view.codes = w.codes + panel * words_of(w) * kPanelRows * 4;
+  view.scales = scales_from(w, w.scales, entries);
+  view.minima = scales_from(w, w.minima, entries);
+  if (w.zeros) view.zeros = w.zeros + entries;
+  return view;
+}
 
 // Dense float16 or bfloat16 weights: bits[row][col].
 struct DenseHalf {
@@ -85,23 +104,32 @@ struct BlockSparse {
   bool wide_indices;        // uint32
 };
 
-// Quantized activations of some rows of x, as kernels read them (docs/formats.md, "Activations").
+// Some rows of x, quantized (docs/formats.md, "Activations"), as the sparse kernels read them.
 //
 // codes:  a[row][padded]: int16, columns in order; `padded` = cols rounded up to whole blocks, the rest 0
 // scales: as[row][block]
-// quads:  what the dense kernels multiply: [tile of `height` rows][step][plane][row of the tile], 4 bytes each, so that a tile
-//         is read in one run. A quad is the 4 columns of a step (Unit). Planes: an ISA with byte dot products has the int8
-//         digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
-// starts: -zero * (sum of a) over each segment, min(group, 128) columns; with zeros of their own per group, zero is 1 here.
-//         [tile][segment][row of the tile], as `steps`, which repeats `scales`: [tile][block][row of the tile]
 struct QuantizedRows {
   int16_t* codes;
   float* scales;
+  uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its codes and scales are all 0
+  int64_t padded, blocks;
+};
+
+// The same for the dense kernels: tiles of `height` rows (the last one of what is left), each read in one run.
+//
+// quads:  [tile][step][plane][row of the tile], 4 bytes each: the 4 columns of a step (Unit). Planes: an ISA with byte dot
+//         products has the int8 digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
+// starts: -zero * (sum of a) over each segment; with zeros of their own per group, zero is 1 here. [tile][segment][row]
+// sums:   float(sum of a) * as of each segment, likewise, which minima are multiplied with; null for weights without minima
+// steps:  as: [tile][block][row of the tile]
+struct QuantizedTiles {
   uint8_t* quads;
   int32_t* starts;
+  float* sums;
   float* steps;
-  uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its codes and scales are all 0
-  int64_t padded, blocks, segments, height;
+  uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its products mean nothing
+  int64_t batch, height, padded, blocks;
+  int64_t segment, segments;  // columns of a segment, min(group, 128); segments of a row
 };
 
 // x and y of one product, both C-contiguous.

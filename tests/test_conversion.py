@@ -19,7 +19,7 @@ from pumice import conversion
 RNG = np.random.default_rng(3)
 SCHEMES = [
     "float32", "float16", "bfloat16", "int8", "int4", "int4-g32", "int4-g32-asym", "int8-asym",
-    "csr", "csr+int8", "bsr-4x4", "bsr-3x5+int8", "bsr-48x1",
+    "int5-g16-min", "int8-min", "csr", "csr+int8", "bsr-4x4", "bsr-3x5+int8", "bsr-48x1",
 ]  # fmt: skip
 
 
@@ -141,10 +141,11 @@ def test_the_other_files_of_a_folder_come_along(folder: Path, tmp_path: Path) ->
     assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] == 4
 
 
-def test_config_json_claims_no_other_format_for_sparse_arrays(folder: Path, tmp_path: Path) -> None:
-    pm.convert(folder, tmp_path / "small", "csr")
+@pytest.mark.parametrize("scheme", ["csr", "int4-g32-min"])
+def test_config_json_claims_no_other_format_that_cannot_hold_it(scheme: str, folder: Path, tmp_path: Path) -> None:
+    pm.convert(folder, tmp_path / "small", scheme)
     config = json.loads((tmp_path / "small" / "config.json").read_text())
-    assert config == {"hidden": 64, "pumice": {"scheme": "csr"}}
+    assert config == {"hidden": 64, "pumice": {"scheme": scheme}}
 
 
 def test_shards_are_written_and_read(folder: Path, tmp_path: Path) -> None:

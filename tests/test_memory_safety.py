@@ -93,6 +93,10 @@ print(np.lib.stride_tricks.as_strided(a, (101,)).sum())
         "int3",
         "int5-g16",
         "int6-g16",
+        "int4-min",
+        "int4-g16-min",
+        "int8-g32-min",
+        "int3-g256-min",
     ],
 )
 @pytest.mark.parametrize("activations", ["int16", "int8", "float32"])
@@ -110,7 +114,7 @@ def test_dense_integer_products(scheme: str, activations: str, prepacked: bool, 
             y = guarded(np.empty((batch, rows), np.float32))
             native.matmul_dense_int(
                 guarded(random((batch, cols))), y, form["packed"], form["scale"], form.get("zero_point"),
-                guarded(np.arange(rows, dtype=np.float32)), codec.bits, group, activations,
+                guarded(np.arange(rows, dtype=np.float32)), codec.bits, group, activations, minima=form.get("min"),
             )  # fmt: skip
             if activations == "float32":
                 np.testing.assert_allclose(y, expected[batch], rtol=1e-4, atol=1e-4)
@@ -167,6 +171,8 @@ def test_codecs(guarded: Guarded) -> None:
                 )
                 encoded = guarded(native.encode_int(w, scales, zeros, bits, group))
                 assert native.decode_int(encoded, scales, zeros, bits, group, cols).shape == (rows, cols)
+                encoded = guarded(native.encode_int(w, scales, None, bits, group, guarded(low)))
+                assert native.decode_int(encoded, scales, None, bits, group, cols, minima=guarded(low)).shape == w.shape
             assert native.first_nonfinite(w) == -1
 
 

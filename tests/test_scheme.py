@@ -11,7 +11,7 @@ from pumice.scheme import Scheme, legal_table
 
 LEGAL = [
     "float32", "float16", "bfloat16", "int8", "int4", "int4-g16", "int4-g128", "int4-g32-asym", "int8-asym", "int8-g64",
-    "csr", "csr+int8", "bsr-4x4", "bsr-16x1+int8", "bsr-1x1",
+    "int8-min", "int4-g32-min", "int2-g16-min", "csr", "csr+int8", "bsr-4x4", "bsr-16x1+int8", "bsr-1x1",
 ]  # fmt: skip
 
 
@@ -42,10 +42,16 @@ def test_what_is_implied_is_not_printed(text: str, short: str) -> None:
         ("int4-asym-g32", "no option 'g32' there"),
         ("int4-g32-g32", "no option"),
         ("int4-asym-asym", "no option"),
+        ("int4-g32-asym-min", "no option 'min' there; it is written int4[-gG][-asym|-min]"),
+        ("int4-min-asym", "no option 'asym' there"),
+        ("int4-min-min", "no option 'min' there"),
+        ("int4-min-g32", "no option 'g32' there"),
+        ("float16-min", "no option 'min' there; it is written float16"),
         ("float32-g32", "no option"),
         ("csr+int4", "csr stores float32 or int8, not int4"),
         ("csr+int8-g32", "one symmetric scale per row"),
         ("csr+int8-asym", "one symmetric scale per row"),
+        ("csr+int8-min", "one symmetric scale per row"),
         ("bsr", "neither"),
         ("bsr-0x4", "neither"),
         ("bsr-4x4x4", "neither"),

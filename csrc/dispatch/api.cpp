@@ -64,88 +64,90 @@ void on_pool(const int64_t* prefix, int64_t count, int64_t cost_bytes, const Bod
       const_cast<Body*>(&body));
 }
 
-// y = bias where there are no columns, or nothing is stored.
-void finish_rows(const Operands& io, int64_t rows, const uint8_t* finite, int64_t first, int64_t count) noexcept {
-  for (int64_t m = first; m < first + count; ++m) {
-    float* y = io.y + m * rows;
-    if (finite && !finite[m - first]) {
-      std::fill(y, y + rows, std::numeric_limits<float>::quiet_NaN());
+// What is left to do of the rows begin .. end-1 of w for `batch` rows of x from row `first` on: the bias, and NaN where the
+// row of x was not finite.
+void finish_rows(const Operands& io, int64_t rows, const uint8_t* finite, int64_t first, int64_t batch, Range range) noexcept {
+  if (!io.bias && !finite) return;
+  for (int64_t m = 0; m < batch; ++m) {
+    float* y = io.y + (first + m) * rows;
+    if (finite && !finite[m]) {
+      std::fill(y + range.begin, y + range.end, std::numeric_limits<float>::quiet_NaN());
     } else if (io.bias) {
-      for (int64_t n = 0; n < rows; ++n) y[n] += io.bias[n];
+      for (int64_t n = range.begin; n < range.end; ++n) y[n] += io.bias[n];
     }
   }
 }
 
-QuantizedRows carve(Carver& carver, int64_t batch, int64_t cols, int64_t segment, bool spread) noexcept {
+QuantizedRows carve_rows(Carver& carver, int64_t batch, int64_t cols) noexcept {
   QuantizedRows a{};
   a.blocks = ceil_div(cols, kBlock);
   a.padded = a.blocks * kBlock;
-  a.segments = a.padded / segment;
   a.codes = carver.take<int16_t>(batch * a.padded);
   a.scales = carver.take<float>(batch * a.blocks);
   a.finite = carver.take<uint8_t>(batch);
-  if (spread) {
-    a.quads = carver.take<uint8_t>(batch * a.padded * 2);
-    a.starts = carver.take<int32_t>(batch * a.segments);
-    a.steps = carver.take<float>(batch * a.blocks);
-  }
   return a;
 }
 
-// A view of up to `panels` panels of `w` from row `first` on. The canonical form is transposed into `scratch` first, so
-// that both forms meet the same kernel and give the same bits.
-DenseInt tile_of(const DenseInt& w, int64_t first, int64_t panels, uint8_t* scratch) noexcept {
-  const int64_t groups = groups_of(w), size = w.half_scales ? 2 : 4, panel = first / kPanelRows;
+QuantizedTiles carve_tiles(Carver& carver, const DenseInt& w, int64_t batch) noexcept {
+  QuantizedTiles a{};
+  a.batch = batch;
+  a.blocks = ceil_div(w.cols, kBlock);
+  a.padded = a.blocks * kBlock;
+  a.segment = w.group < kBlock && w.group < w.cols ? w.group : kBlock;
+  a.segments = a.padded / a.segment;
+  a.quads = carver.take<uint8_t>(batch * a.padded * 2);
+  a.starts = carver.take<int32_t>(batch * a.segments);
+  if (w.minima) a.sums = carver.take<float>(batch * a.segments);
+  a.steps = carver.take<float>(batch * a.blocks);
+  a.finite = carver.take<uint8_t>(batch);
+  return a;
+}
+
+// Rows first .. first + rows - 1 of canonical weights as panels in `scratch`, so that both forms meet the same kernel and
+// give the same bits.
+DenseInt transposed(const DenseInt& w, int64_t first, int64_t rows, uint8_t* scratch) noexcept {
+  const int64_t groups = groups_of(w), panels = ceil_div(rows, kPanelRows);
   DenseInt view = w;
-  view.rows = std::min(panels * kPanelRows, w.rows - first);
+  view.rows = rows;
   view.prepacked = true;
-  const int64_t words = words_of(view);
-  if (w.prepacked) {
-    view.codes = w.codes + panel * words * kPanelRows * 4;
-    view.scales = static_cast<const uint8_t*>(w.scales) + panel * groups * kPanelRows * size;
-    if (w.zeros) view.zeros = w.zeros + panel * groups * kPanelRows;
-    return view;
-  }
-  const int64_t per_group = panels * groups * kPanelRows;
   Carver carver(scratch);
-  uint8_t* codes = carver.take<uint8_t>(panels * words * kPanelRows * 4);
-  uint8_t* scales = carver.take<uint8_t>(per_group * size);
-  uint8_t* zeros = carver.take<uint8_t>(per_group);
-  formats::prepack(w.codes + first * words_of(w) * 4, view.rows, w.cols, w.bits, 0, ceil_div(view.rows, kPanelRows), codes);
-  std::memset(scales, 0, static_cast<size_t>(per_group * size));
-  std::memset(zeros, 0, static_cast<size_t>(per_group));
-  for (int64_t r = 0; r < view.rows; ++r) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t from = (first + r) * groups + g;
-      const int64_t to = (r / kPanelRows * groups + g) * kPanelRows + r % kPanelRows;
-      std::memcpy(scales + to * size, static_cast<const uint8_t*>(w.scales) + from * size, static_cast<size_t>(size));
-      if (w.zeros) zeros[to] = w.zeros[from];
+  uint8_t* codes = carver.take<uint8_t>(panels * words_of(view) * kPanelRows * 4);
+  formats::prepack(w.codes + first * words_of(w) * 4, rows, w.cols, w.bits, 0, panels, codes);
+  // [row][group] -> [panel][group][row of the panel], entries of `size` bytes
+  const auto by_panel = [&](const void* entries, int64_t size) -> const uint8_t* {
+    if (!entries) return nullptr;
+    const int64_t bytes = panels * groups * kPanelRows * size;
+    uint8_t* out = carver.take<uint8_t>(bytes);
+    std::memset(out, 0, static_cast<size_t>(bytes));
+    const uint8_t* from = static_cast<const uint8_t*>(entries) + first * groups * size;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t g = 0; g < groups; ++g, from += size) {
+        const int64_t to = (r / kPanelRows * groups + g) * kPanelRows + r % kPanelRows;
+        std::memcpy(out + to * size, from, static_cast<size_t>(size));
+      }
     }
-  }
+    return out;
+  };
   view.codes = codes;
-  view.scales = scales;
-  if (w.zeros) view.zeros = zeros;
+  view.scales = by_panel(w.scales, w.half_scales ? 2 : 4);
+  view.minima = by_panel(w.minima, w.half_scales ? 2 : 4);
+  view.zeros = by_panel(w.zeros, 1);
   return view;
 }
 
-int64_t tile_scratch_bytes(const DenseInt& w, int64_t panels) noexcept {
-  if (w.prepacked) return 0;
-  return (panel_words(w.cols, w.bits) * 4 + groups_of(w) * 5) * kPanelRows * panels + 4 * 64;
-}
-
-// Runs `kernel(view, first row)` over all rows of w, `panels` panels at a time.
+// Runs kernel(view, rows) over all rows of w: what a thread gets, or of canonical weights what fits into scratch.
 template <class Kernel>
-Status for_tiles(const DenseInt& w, int64_t batch, int64_t panels, const Kernel& kernel) noexcept {
+Status for_panels(const DenseInt& w, int64_t batch, const Kernel& kernel) noexcept {
   std::atomic<bool> no_memory{false};
-  const int64_t bytes = w.rows * words_of(w) * 4, step = panels * kPanelRows;
-  on_pool(w.rows, step, bytes * std::max<int64_t>(1, batch / 4), [&](Range range) {
-    Workspace scratch(tile_scratch_bytes(w, panels));
-    if (!scratch.get()) {
-      no_memory.store(true);
-      return;
-    }
-    for (int64_t row = range.begin; row < range.end; row += step) {
-      kernel(tile_of(w, row, panels, scratch.get()), row);
+  const int64_t bytes = w.rows * words_of(w) * 4, align = kTilePanels * kPanelRows;
+  on_pool(w.rows, align, bytes * std::max<int64_t>(1, batch / 4), [&](Range range) {
+    if (w.prepacked) return kernel(panels_of(w, range.begin, range.end - range.begin), range);
+    const int64_t per_group = w.minima ? 8 : 5;
+    Workspace scratch((panel_words(w.cols, w.bits) * 4 + groups_of(w) * per_group) * align + 4 * 64);
+    if (!scratch.get()) return no_memory.store(true);
+    for (Range some{range.begin, 0}; some.begin < range.end; some.begin = some.end) {
+      some.end = std::min(some.begin + align, range.end);
+      kernel(transposed(w, some.begin, some.end - some.begin, scratch.get()), some);
     }
   });
   return no_memory.load() ? Status::kNoMemory : Status::kOk;
@@ -154,25 +156,34 @@ Status for_tiles(const DenseInt& w, int64_t batch, int64_t panels, const Kernel&
 Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t first, int64_t batch,
                               bool two_digits) noexcept {
   const KernelTable& kernel = kernels();
-  const int64_t segment = w.group < kBlock && w.group < w.cols ? w.group : kBlock;
   Carver measure(nullptr);
-  carve(measure, batch, w.cols, segment, true);
+  carve_tiles(measure, w, batch);
   Workspace memory(measure.used());
   if (!memory.get()) return Status::kNoMemory;
   Carver carver(memory.get());
-  QuantizedRows a = carve(carver, batch, w.cols, segment, true);
+  QuantizedTiles a = carve_tiles(carver, w, batch);
   a.height = kernel.tile_height(batch, w.bits, two_digits);
-  on_pool(batch, 1, batch * w.cols * 8, [&](Range range) {
-    for (int64_t m = range.begin; m < range.end; ++m) {
-      kernel.quantize_row(io.x + (first + m) * w.cols, w.cols, two_digits, a, m);
-      kernel.spread_row(a, batch, m, w.bits, segment, w.zeros ? 1 : 1 << (w.bits - 1), two_digits);
+  std::memset(a.finite, 1, static_cast<size_t>(batch));
+  on_pool(ceil_div(batch, a.height) * a.blocks, 1, batch * w.cols * 8, [&](Range units) {
+    kernel.quantize_tiles(io.x + first * w.cols, w.cols, w.bits, w.zeros ? 1 : zero_of(w), two_digits, a, units.begin,
+                          units.end);
+  });
+  return for_panels(w, batch, [&](const DenseInt& panels, Range rows) {
+    kernel.matmul_int(panels, a, two_digits, io.y + first * w.rows + rows.begin, w.rows);
+    finish_rows(io, w.rows, a.finite, first, batch, rows);
+  });
+}
+
+// The sum of each row of x over each group of columns: sums[row][group].
+void sum_groups(const DenseInt& w, const Operands& io, float* sums) noexcept {
+  for (int64_t m = 0; m < io.batch; ++m) {
+    const float* x = io.x + m * w.cols;
+    for (int64_t k = 0; k < w.cols; k += w.group) {
+      float sum = 0.0f;
+      for (const float *at = x + k, *stop = x + std::min(k + w.group, w.cols); at < stop; ++at) sum += *at;
+      *sums++ = sum;
     }
-  });
-  const Status status = for_tiles(w, batch, kTilePanels, [&](const DenseInt& tile, int64_t row) {
-    kernel.matmul_int(tile, a, batch, segment, two_digits, io.y + first * w.rows + row, w.rows);
-  });
-  finish_rows(io, w.rows, a.finite, first, batch);
-  return status;
+  }
 }
 
 // x of some rows with columns outermost, padded to `cols` columns and `lanes` rows with zeros.
@@ -198,7 +209,7 @@ Status matmul_bsr_tile(const BlockSparse& w, const Operands& io, int64_t first, 
       floats = carver.take<float>(padded_cols * lanes);
       return;
     }
-    a = carve(carver, batch, w.cols, kBlock, false);
+    a = carve_rows(carver, batch, w.cols);
     codes = carver.take<int16_t>(cols * lanes);
     scales = carver.take<float>(ceil_div(cols, kBlock) * lanes);
   };
@@ -226,7 +237,7 @@ Status matmul_bsr_tile(const BlockSparse& w, const Operands& io, int64_t first, 
     (integer ? kernel.matmul_int_bsr : kernel.matmul_f32_bsr)(w, range.begin, range.end, operand,
                                                               io.y + first * w.rows, w.rows);
   });
-  finish_rows(io, w.rows, integer ? a.finite : nullptr, first, batch);
+  finish_rows(io, w.rows, integer ? a.finite : nullptr, first, batch, {0, w.rows});
   return Status::kOk;
 }
 
@@ -269,16 +280,16 @@ void group_range(const float* w, int64_t rows, formats::Groups g, float* low, fl
   on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, low, high); });
 }
 
-void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
-            uint8_t* packed) noexcept {
+void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t* packed) noexcept {
   on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
-          [&](Range r) { formats::encode(w, scales, zeros, g, r.begin, r.end, packed); });
+          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, packed); });
 }
 
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
-            uint8_t flip, float* w) noexcept {
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t flip, float* w) noexcept {
   on_pool(rows, 1, rows * g.cols * 8,
-          [&](Range r) { formats::decode(packed, scales, zeros, g, flip, r.begin, r.end, w); });
+          [&](Range r) { formats::decode(packed, scales, zeros, minima, g, flip, r.begin, r.end, w); });
 }
 
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept {
@@ -298,16 +309,20 @@ Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
   if (w.rows == 0 || io.batch == 0) return Status::kOk;
   if (w.cols == 0) {  // no group holds anything: kernels expect a column
     std::fill(io.y, io.y + io.batch * w.rows, 0.0f);
-    finish_rows(io, w.rows, nullptr, 0, io.batch);
+    finish_rows(io, w.rows, nullptr, 0, io.batch, {0, w.rows});
     return Status::kOk;
   }
   if (mode == Activations::kFloat32) {
     const KernelTable& kernel = kernels();
-    const Status status = for_tiles(w, io.batch, 1, [&](const DenseInt& panel, int64_t row) {
-      kernel.matmul_f32_int(panel, io.x, io.batch, io.y + row, w.rows);
+    const int64_t groups = groups_of(w);
+    Workspace memory(w.minima ? io.batch * groups * 4 : 0);
+    if (!memory.get()) return Status::kNoMemory;
+    float* sums = w.minima ? reinterpret_cast<float*>(memory.get()) : nullptr;
+    if (sums) sum_groups(w, io, sums);
+    return for_panels(w, io.batch, [&](const DenseInt& panels, Range rows) {
+      kernel.matmul_f32_int(panels, io.x, sums, io.batch, io.y + rows.begin, w.rows);
+      finish_rows(io, w.rows, nullptr, 0, io.batch, rows);
     });
-    finish_rows(io, w.rows, nullptr, 0, io.batch);
-    return status;
   }
   for (int64_t first = 0; first < io.batch; first += kBatchChunk) {
     const int64_t batch = std::min(kBatchChunk, io.batch - first);
@@ -322,8 +337,8 @@ Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept {
   const KernelTable& kernel = kernels();
   on_pool(w.rows, 1, w.rows * w.cols * 2 * std::max<int64_t>(1, io.batch / 4), [&](Range range) {
     kernel.matmul_f32_half(w, range.begin, range.end, io.x, io.batch, io.y, w.rows);
+    finish_rows(io, w.rows, nullptr, 0, io.batch, range);
   });
-  finish_rows(io, w.rows, nullptr, 0, io.batch);
   return Status::kOk;
 }
 

@@ -18,10 +18,10 @@ bool choose_isa(const char* name) noexcept;  // false: unknown here
 const char* compiler() noexcept;
 
 void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept;
-void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
-            uint8_t* packed) noexcept;
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, formats::Groups g,
-            uint8_t flip, float* w) noexcept;
+void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t* packed) noexcept;
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t flip, float* w) noexcept;
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept;
 // packed[i] = row ids[i]
 void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed) noexcept;

@@ -173,8 +173,9 @@ void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* lo
   }
 }
 
-void encode(const float* w, const float* scales, const uint8_t* zeros, Groups g, int64_t begin, int64_t end,
-            uint8_t* packed) noexcept {
+void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, Groups g, int64_t begin,
+            int64_t end, uint8_t* packed) noexcept {
+  const int middle = minima ? 0 : 1 << (g.bits - 1);
   const float top = static_cast<float>((1 << g.bits) - 1);
   const int64_t bytes = row_bytes(g.cols, g.bits);
   uint8_t codes[kStrip];
@@ -187,14 +188,15 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, Groups g,
         const int64_t group = i / g.group;
         const int64_t run = std::min(stop, (group + 1) * g.group);
         const float scale = scales[row * g.groups + group];
-        const float zero = zeros ? zeros[row * g.groups + group] : static_cast<float>(1 << (g.bits - 1));
+        const float zero = static_cast<float>(zeros ? zeros[row * g.groups + group] : middle);
+        const float minimum = minima ? minima[row * g.groups + group] : 0.0f;
         if (scale == 0.0f) {
           std::memset(codes + (i - k), static_cast<int>(zero), static_cast<size_t>(run - i));
           i = run;
           continue;
         }
         for (; i < run; ++i) {
-          const float code = zero + round_half_even(w[row * g.cols + i] / scale);
+          const float code = zero + round_half_even((w[row * g.cols + i] - minimum) / scale);
           // The order of these comparisons sends NaN to 0, so that the conversion is always defined.
           codes[i - k] = static_cast<uint8_t>(static_cast<int>(code > 0.0f ? std::min(code, top) : 0.0f));
         }
@@ -204,8 +206,9 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, Groups g,
   }
 }
 
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, Groups g, uint8_t flip, int64_t begin,
-            int64_t end, float* w) noexcept {
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, Groups g, uint8_t flip,
+            int64_t begin, int64_t end, float* w) noexcept {
+  const int middle = minima ? 0 : 1 << (g.bits - 1);
   const int64_t bytes = row_bytes(g.cols, g.bits);
   uint8_t codes[kStrip];
   for (int64_t row = begin; row < end; ++row) {
@@ -216,9 +219,11 @@ void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, Gr
         const int64_t group = i / g.group;
         const int64_t run = std::min(stop, (group + 1) * g.group);
         const float scale = scales[row * g.groups + group];
-        const int zero = zeros ? zeros[row * g.groups + group] : 1 << (g.bits - 1);
+        const int zero = zeros ? zeros[row * g.groups + group] : middle;
+        // v + -0.0 is v to the bit, for -0.0 too.
+        const float minimum = minima ? minima[row * g.groups + group] : -0.0f;
         for (; i < run; ++i) {
-          w[row * g.cols + i] = scale * static_cast<float>((codes[i - k] ^ flip) - zero);
+          w[row * g.cols + i] = scale * static_cast<float>((codes[i - k] ^ flip) - zero) + minimum;
         }
       }
     }

@@ -20,11 +20,11 @@ struct Groups {
 
 void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* low, float* high) noexcept;
 
-// zeros may be null: every zero is then 2^(bits-1).
-void encode(const float* w, const float* scales, const uint8_t* zeros, Groups g, int64_t begin, int64_t end,
-            uint8_t* packed) noexcept;
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, Groups g, uint8_t flip, int64_t begin,
-            int64_t end, float* w) noexcept;
+// zeros and minima may be null: every zero is then 2^(bits-1), or 0 with minima, which exclude zeros.
+void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, Groups g, int64_t begin,
+            int64_t end, uint8_t* packed) noexcept;
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, Groups g, uint8_t flip,
+            int64_t begin, int64_t end, float* w) noexcept;
 
 // codes[row][col], one byte each. pack returns the flat index of the first code that does not fit, or -1.
 int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed) noexcept;

@@ -7,6 +7,7 @@
 //   y[m][n] = sum over groups of scale * (sum over the group's segments of float(t) * as),
 //   t = sum over the segment of (code - zero) * a, exact in int32
 //
+// and after each group's product with its scale, where there are minima, + minimum * (sum of float(sum of a) * as),
 // in ascending order, every float operation rounded on its own: the promise of docs/formats.md, "Products".
 #pragma once
 
@@ -23,9 +24,9 @@ constexpr int kPanels = kRows == 1 ? 1 : kTilePanels;
 constexpr int kAhead = 4096;  // bytes of prefetch
 constexpr int kFewSums = 8;   // vectors of sums; with no more, products are bound by loads and not by arithmetic
 
-inline F32 load_scales(const DenseInt& w, int64_t at) {
-  return w.half_scales ? load_half(static_cast<const uint16_t*>(w.scales) + at)
-                       : load_f32(static_cast<const float*>(w.scales) + at);
+// Of w.scales or w.minima.
+inline F32 load_scales(const void* scales, bool half, int64_t at) {
+  return half ? load_half(static_cast<const uint16_t*>(scales) + at) : load_f32(static_cast<const float*>(scales) + at);
 }
 
 // Stores the lanes of a panel that are rows of w.
@@ -42,33 +43,31 @@ inline void store_panel(const F32* y, int64_t rows, float* out) {
 // Some panels of w that are multiplied together. One that is left alone stands for both of two, and is stored once.
 struct Tile {
   const uint8_t* codes;
-  const uint8_t* scales;
+  const void* scales;
+  const void* minima;     // or null
   const uint8_t* zeros;   // or null
   int64_t codes_stride;   // bytes from a panel to the next
-  int64_t groups_stride;  // likewise scales, or zeros, in rows
+  int64_t groups_stride;  // likewise scales, minima and zeros, in rows
   int64_t rows, cols, group;
   uint32_t flip;
   bool half_scales;
 
   // Up to `panels` panels from row `first` on.
-  Tile(const DenseInt& w, int64_t first, int panels) : zeros(nullptr), cols(w.cols), group(w.group), half_scales(w.half_scales) {
+  Tile(const DenseInt& w, int64_t first, int panels)
+      : zeros(nullptr), cols(w.cols), group(w.group), flip(w.flip * 0x01010101u), half_scales(w.half_scales) {
     const int64_t panel = first / kPanelRows, panel_groups = groups_of(w) * kPanelRows;
-    const int64_t panel_bytes = words_of(w) * kPanelRows * 4, scale_bytes = w.half_scales ? 2 : 4;
+    const int64_t panel_bytes = words_of(w) * kPanelRows * 4;
     codes = w.codes + panel * panel_bytes;
-    scales = static_cast<const uint8_t*>(w.scales) + panel * panel_groups * scale_bytes;
+    scales = scales_from(w, w.scales, panel * panel_groups);
+    minima = scales_from(w, w.minima, panel * panel_groups);
     if (w.zeros) zeros = w.zeros + panel * panel_groups;
     rows = w.rows - first < panels * kPanelRows ? w.rows - first : panels * kPanelRows;
     codes_stride = rows > kPanelRows ? panel_bytes : 0;
     groups_stride = rows > kPanelRows ? panel_groups : 0;
-    flip = w.flip * 0x01010101u;
   }
-  F32 load_scales(int64_t group_rows, int s) const {  // group_rows: the group times kPanelRows
-    const int64_t at = group_rows + s / kPanelSlices * groups_stride + s % kPanelSlices * kLanes;
-    return half_scales ? load_half(reinterpret_cast<const uint16_t*>(scales) + at)
-                       : load_f32(reinterpret_cast<const float*>(scales) + at);
-  }
-  I32 load_zeros(int64_t group_rows, int s) const {
-    return load_u8(zeros + group_rows + s / kPanelSlices * groups_stride + s % kPanelSlices * kLanes);
+  // Of slice s, where the group's entries of the first panel start at `at`.
+  int64_t entry(int64_t at, int s) const {
+    return at + s / kPanelSlices * groups_stride + s % kPanelSlices * kLanes;
   }
 };
 
@@ -194,21 +193,23 @@ inline void add_part(S& sums, const Tile& tile, const Place& base, int64_t k, in
 
 // Flat: a lambda that is not inlined takes the address of the sums, which then live in memory.
 template <int kBits, bool kTwoDigits, int kRows>
-__attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t segment, float* y,
+__attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedTiles& a, int64_t row, float* y,
                                         int64_t y_stride) {
+  const int64_t segment = a.segment;
   using S = Sums<kBits, kTwoDigits, kRows>;
   constexpr int kSlices = S::kSlices, kUnits = static_cast<int>(kBlock) / S::kUnit.cols;  // units of a block
   constexpr int kTurns = S::kChains > S::kSteps ? S::kChains / S::kSteps : 1;
   const Place base{tile.codes, a.quads + row * a.padded * S::D::kPlanes, a.starts + row * a.segments,
                    a.steps + row * a.blocks};
   Place at = base;
+  const float* sums = tile.minima ? a.sums + row * a.segments : nullptr;
   F32 result[kRows][kSlices];
   unroll<kRows>([&](auto m) { unroll<kSlices>([&](auto s) { result[m][s] = zero_f32(); }); });
   int64_t k = 0;
-  for (int64_t group_rows = 0; k < tile.cols; group_rows += kPanelRows) {
+  for (int64_t at_group = 0; k < tile.cols; at_group += kPanelRows) {
     const int64_t end = tile.cols - k > tile.group ? k + tile.group : tile.cols;
     I32 own[kSlices];
-    if (tile.zeros) unroll<kSlices>([&](auto s) { own[s] = tile.load_zeros(group_rows, s); });
+    if (tile.zeros) unroll<kSlices>([&](auto s) { own[s] = load_u8(tile.zeros + tile.entry(at_group, s)); });
     const I32* zeros = tile.zeros ? own : nullptr;
     const auto each_segment = [&](const auto& use) {
       for (; end - k >= kBlock; k += kBlock) {
@@ -228,7 +229,7 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedRows& a
       k = end;
     };
     F32 scales[kSlices];
-    unroll<kSlices>([&](auto s) { scales[s] = tile.load_scales(group_rows, s); });
+    unroll<kSlices>([&](auto s) { scales[s] = load_scales(tile.scales, tile.half_scales, tile.entry(at_group, s)); });
     if (end - k <= segment) {
       each_segment([&](auto m, auto s, F32 product) { result[m][s] = add(result[m][s], mul(product, scales[s])); });
     } else {  // sums that begin at +0 give the bits of those that begin at the first product, as results begin at +0
@@ -239,6 +240,15 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedRows& a
         unroll<kSlices>([&](auto s) { result[m][s] = add(result[m][s], mul(sum[m][s], scales[s])); });
       });
     }
+    if (!tile.minima) continue;
+    float totals[kRows] = {};  // of the activations that the group met
+    for (const float* end_of_sums = a.sums + (at.starts - a.starts); sums < end_of_sums; sums += kRows) {
+      unroll<kRows>([&](auto m) { totals[m] += sums[m]; });
+    }
+    unroll<kSlices>([&](auto s) {
+      const F32 minimum = load_scales(tile.minima, tile.half_scales, tile.entry(at_group, s));
+      unroll<kRows>([&](auto m) { result[m][s] = add(result[m][s], mul(minimum, set_f32(totals[m]))); });
+    });
   }
   for (int panel = 0; panel * kPanelRows < tile.rows; ++panel) {
     unroll<kRows>([&](auto m) {
@@ -250,7 +260,7 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedRows& a
 
 // tile_rows for some number of rows of x, and how many panels it takes.
 struct TileRows {
-  void (*run)(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t segment, float* y, int64_t y_stride);
+  void (*run)(const Tile& tile, const QuantizedTiles& a, int64_t row, float* y, int64_t y_stride);
   int panels;
 };
 
@@ -272,8 +282,7 @@ int64_t tile_height(int64_t batch, int bits, bool two_digits) {
   return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
 }
 
-void matmul_int(const DenseInt& w, QuantizedRows a, int64_t batch, int64_t segment, bool two_digits, float* y,
-                int64_t y_stride) {
+void matmul_int(const DenseInt& w, const QuantizedTiles& a, bool two_digits, float* y, int64_t y_stride) {
   const auto instance = [&](int64_t count) {
     return with_bits(w.bits, [&](auto constant) {
       constexpr int kBits = decltype(constant){};
@@ -281,14 +290,14 @@ void matmul_int(const DenseInt& w, QuantizedRows a, int64_t batch, int64_t segme
                         : tile_rows_of<kBits, false, kTileRows<kBits, false>>(count);
     });
   };
-  const int64_t whole = batch / a.height * a.height;
-  const TileRows full = instance(a.height), last = instance(batch > whole ? batch - whole : a.height);
+  const int64_t whole = a.batch / a.height * a.height, rest = a.batch - whole;
+  const TileRows full = instance(a.height), last = instance(rest ? rest : a.height);
   for (int64_t first = 0; first < w.rows; first += full.panels * kPanelRows) {
     const Tile tile(w, first, full.panels);
-    for (int64_t row = 0; row < whole; row += a.height) full.run(tile, a, row, segment, y + first, y_stride);
-    if (batch == whole) continue;
+    for (int64_t row = 0; row < whole; row += a.height) full.run(tile, a, row, y + first, y_stride);
+    if (rest == 0) continue;
     for (int64_t n = first; n < first + tile.rows; n += last.panels * kPanelRows) {
-      last.run(Tile(w, n, last.panels), a, whole, segment, y + n, y_stride);
+      last.run(Tile(w, n, last.panels), a, whole, y + n, y_stride);
     }
   }
 }

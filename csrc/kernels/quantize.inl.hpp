@@ -8,6 +8,8 @@
 namespace pumice::PUMICE_ISA {
 namespace {
 
+constexpr float kTwoDigitLimit = 16256.0f, kOneDigitLimit = 127.0f;
+
 // One whole block: codes rint(x * inv), half to even. Returns false if x holds a NaN or an infinity.
 inline bool quantize_block(const float* x, float limit, int16_t* codes, float* scale) {
   F32 largest = zero_f32(), poison = zero_f32();
@@ -26,7 +28,7 @@ inline bool quantize_block(const float* x, float limit, int16_t* codes, float* s
 }
 
 void quantize_row(const float* x, int64_t cols, bool two_digits, QuantizedRows a, int64_t row) {
-  const float limit = two_digits ? 16256.0f : 127.0f;
+  const float limit = two_digits ? kTwoDigitLimit : kOneDigitLimit;
   int16_t* codes = a.codes + row * a.padded;
   float* scales = a.scales + row * a.blocks;
   bool finite = true;
@@ -108,36 +110,53 @@ inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
   }
 }
 
+// One block of `count` rows of x, the first at row `row` of the tiles.
 template <int kBits, bool kTwoDigits>
-inline void spread(const QuantizedRows& a, int64_t row, int64_t tile, int64_t height) {
+inline void quantize_tile(const float* x, int64_t cols, int32_t zero, const QuantizedTiles& a, int64_t row, int64_t count,
+                          int64_t block) {
   using D = Dot<kBits, kTwoDigits>;
   constexpr int kPlanes = D::kPlanes, kApart = 8 / unit_of(kBits).low;
-  uint8_t* out = a.quads + tile * a.padded * kPlanes + (row - tile) * 4;
-  for (int64_t k = 0; k < a.padded; k += kBlock, out += kBlock * kPlanes * height) {
-    const int16_t* codes = a.codes + row * a.padded + k;
+  const int64_t k = block * kBlock, width = cols - k < kBlock ? cols - k : kBlock, per_block = kBlock / a.segment;
+  for (int64_t m = 0; m < count; ++m) {
+    const float* from = x + (row + m) * cols + k;
+    float ragged[kBlock] = {}, scale;
+    if (width < kBlock) {
+      for (int64_t i = 0; i < width; ++i) ragged[i] = from[i];
+      from = ragged;
+    }
+    int16_t codes[kBlock];
+    if (!quantize_block(from, kTwoDigits ? kTwoDigitLimit : kOneDigitLimit, codes, &scale)) {
+      for (int64_t i = 0; i < kBlock; ++i) codes[i] = 0;
+      scale = 0.0f;
+      __atomic_store_n(a.finite + row + m, uint8_t{0}, __ATOMIC_RELAXED);  // other threads may see other blocks of the row
+    }
+    uint8_t* quads = a.quads + (row * a.padded + k * count) * kPlanes + m * 4;
     if constexpr (D::kByteDigits) {
-      spread_digits<kApart, kPlanes>(codes, out, height * 4);
+      spread_digits<kApart, kPlanes>(codes, quads, count * 4);
     } else {
-      spread_pairs<kApart>(codes, out, height * 4);
+      spread_pairs<kApart>(codes, quads, count * 4);
+    }
+    a.steps[row * a.blocks + block * count + m] = scale;
+    for (int64_t i = 0; i < per_block; ++i) {
+      int32_t sum = 0;
+      for (int64_t c = i * a.segment; c < (i + 1) * a.segment; ++c) sum += codes[c];
+      const int64_t at = row * a.segments + (block * per_block + i) * count + m;
+      a.starts[at] = -zero * sum;
+      if (a.sums) a.sums[at] = static_cast<float>(sum) * scale;
     }
   }
 }
 
-void spread_row(QuantizedRows a, int64_t batch, int64_t row, int bits, int64_t segment, int32_t zero,
-                bool two_digits) {
-  const int64_t tile = row / a.height * a.height, height = batch - tile < a.height ? batch - tile : a.height;
-  with_bits(bits, [&](auto constant) {
+void quantize_tiles(const float* x, int64_t cols, int bits, int32_t zero, bool two_digits, const QuantizedTiles& a,
+                    int64_t begin, int64_t end) {
+  const auto quantize = with_bits(bits, [&](auto constant) {
     constexpr int kBits = decltype(constant){};
-    (two_digits ? spread<kBits, true> : spread<kBits, false>)(a, row, tile, height);
+    return two_digits ? quantize_tile<kBits, true> : quantize_tile<kBits, false>;
   });
-  int32_t* starts = a.starts + tile * a.segments + (row - tile);
-  for (int64_t i = 0; i < a.segments; ++i) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < segment; ++k) sum += a.codes[row * a.padded + i * segment + k];
-    starts[i * height] = -zero * sum;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t row = unit / a.blocks * a.height, count = a.batch - row < a.height ? a.batch - row : a.height;
+    quantize(x, cols, zero, a, row, count, unit % a.blocks);
   }
-  float* steps = a.steps + tile * a.blocks + (row - tile);
-  for (int64_t i = 0; i < a.blocks; ++i) steps[i * height] = a.scales[row * a.blocks + i];
 }
 
 }  // namespace

@@ -16,14 +16,15 @@ MIN_GROUP = 16
 
 @dataclass(frozen=True)
 class ValuesGrammar:
-    """How a values codec is written: ``name``, ``-gG`` if `group`, then any of `flags`."""
+    """How a values codec is written: ``name``, ``-gG`` if `group`, then at most one of `flags`."""
 
     name: str
     group: bool = False
     flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.name + "[-gG]" * self.group + "".join(f"[-{flag}]" for flag in self.flags)
+        flags = "|".join(f"-{flag}" for flag in self.flags)
+        return self.name + "[-gG]" * self.group + (f"[{flags}]" if flags else "")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Scheme:
     group : int or None
         Columns that share a scale; None is the whole row.
     flags : tuple of str
-        Options of the codec, such as ``"asym"``.
+        The option of the codec, such as ``"asym"``, if any.
 
     Examples
     --------
@@ -157,18 +158,18 @@ def _parse_values(whole: str, text: str) -> tuple[str, int | None, tuple[str, ..
     if grammar is None:
         raise _error(whole, f"{name!r} is neither a layout nor a values codec")
     group: int | None = None
-    flags: list[str] = []
+    flags: tuple[str, ...] = ()
     for option in options:
         size = re.fullmatch("g([1-9][0-9]{0,8})", option, re.ASCII)
         if size and grammar.group and group is None and not flags:
             group = int(size[1])
             if group < MIN_GROUP or group & (group - 1):
                 raise _error(whole, f"a group must be a power of two >= {MIN_GROUP}, not {group}")
-        elif option in grammar.flags and option not in flags:
-            flags.append(option)
+        elif option in grammar.flags and not flags:
+            flags = (option,)
         else:
             raise _error(whole, f"{name} has no option {option!r} there; it is written {grammar}")
-    return name, group, tuple(flag for flag in grammar.flags if flag in flags)
+    return name, group, flags
 
 
 def _check(text: str, scheme: Scheme) -> None:

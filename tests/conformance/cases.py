@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from pumice.layouts import LAYOUTS
 from pumice.scheme import Scheme
 from pumice.values import CODECS
 
-GROUPS = (None, 16, 32, 128)
+GROUPS = (None, 16, 32, 128, 256)
 NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (3, 5), (16, 1)]}
 
 # Around a panel (16 rows), a vector (8 and 16 lanes), a word of nibbles (8), a block of x (128) and a group.
@@ -23,7 +22,7 @@ SHAPES = [
     (1, 128), (1, 300), (33, 300),
 ]  # fmt: skip
 ENCODED_SHAPES = [(1, 1), (3, 16), (17, 33), (33, 129), (16, 300)]
-KINDS = ("normal", "large", "sparse", "edges", "wide")
+KINDS = ("normal", "large", "sparse", "edges", "offset", "wide")
 BATCHES = (*range(14), 64)
 
 
@@ -37,14 +36,10 @@ def schemes() -> list[str]:
             for name in chosen:
                 free = grammar.values is None
                 groups = GROUPS if free and CODECS[name].group else (None,)
-                flags = subsets(CODECS[name].flags) if free else [()]
-                found += [str(Scheme(grammar.name, numbers, name, group, some)) for group in groups for some in flags]
+                options = [(), *((flag,) for flag in CODECS[name].flags)] if free else [()]
+                found += [str(Scheme(grammar.name, numbers, name, group, some)) for group in groups for some in options]
     assert len(found) == len(set(found)) >= len(LAYOUTS) + len(CODECS)
     return found
-
-
-def subsets(flags: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [some for size in range(len(flags) + 1) for some in combinations(flags, size)]
 
 
 def seed(*parts: Any) -> np.random.Generator:
@@ -56,6 +51,7 @@ def weights(kind: str, rows: int, cols: int) -> np.ndarray:
     """A read-only float32 matrix.
 
     `large`: 1 and more. `edges`: ties of +a and -a, all-zero rows and groups, -0.0, tiny groups, float16's limits.
+    `offset`: far from 0 on either side, some rows and groups constant, one minimum that is subnormal in float16.
     `wide`: the whole float32 range, which float16 and bfloat16 cannot hold.
     """
     rng = seed(kind, rows, cols)
@@ -77,6 +73,12 @@ def weights(kind: str, rows: int, cols: int) -> np.ndarray:
         w[:, 96:128] = 1 + rng.integers(0, 1024, w[:, 96:128].shape) * 2.0**-11  # and of float16
         w[0, 0], w[0, -1] = 60000.0, -60000.0
         w[-1, 0], w[-1, -1] = -60000.0, 60000.0
+    if kind == "offset":
+        w = w * np.float32(0.01) + np.where(np.arange(rows) % 2, 3, -0.3)[:, None].astype(np.float32)
+        w[1::5] = np.float32(0.1)
+        w[2::5, :32] = np.float32(-0.1)
+        w[-1] = np.abs(w[-1])
+        w[-1, :16], w[-1, 0] = np.float32(0.1), np.float32(1e-6)
     if kind == "wide":
         w *= np.exp2(rng.integers(-148, 126, (rows, 1))).astype(np.float32)
         w[0, 0] = np.finfo(np.float32).max

@@ -110,16 +110,26 @@ def test_a_row_with_nan_or_infinity_gives_a_row_of_nan_and_no_other(scheme: str,
     assert np.isfinite(np.delete(y, [5, 9, 60], axis=0)).all()
 
 
+def sizes(parts: dict[str, np.ndarray], scheme: Scheme, rows: int, cols: int) -> tuple[np.ndarray, int]:
+    """What the roundings of a product are relative to, and how many the groups add: sums, and the decoding of a sum."""
+    groups = -(-cols // scheme.group) if scheme.group else 1
+    integers = reference.LAYOUTS[scheme.layout].integers(parts, scheme, rows, cols)
+    if integers is None or integers.minima is None:
+        return reference.decode(parts, scheme, (rows, cols)).astype(np.float64), groups
+    group_of = np.arange(cols) // integers.group
+    scaled = integers.steps * integers.scales.astype(np.float64)[:, group_of]
+    return np.abs(scaled) + np.abs(integers.minima.astype(np.float64)[:, group_of]), 2 * groups + 1
+
+
 @pytest.mark.parametrize(("scheme", "mode"), FLOAT)
 def test_float_products_are_within_the_derived_bound(scheme: str, mode: str, isa: str) -> None:
     parsed = Scheme.parse(scheme)
     for rows, cols in SHAPES:
         array, x, bias = made(scheme, "edges", rows, cols), finite_activations(cols), bias_of(rows)
         parts = array.parts()
-        w = reference.decode(parts, parsed, (rows, cols)).astype(np.float64)
+        w, roundings = sizes(parts, parsed, rows, cols)
         exact = reference.linear(x, parts, parsed, (rows, cols), bias, "float32")
-        groups = -(-cols // parsed.group) if parsed.group else 1
-        bound = product_bound(x.astype(np.float64), w, bias, groups)
+        bound = product_bound(x.astype(np.float64), w, bias, roundings)
         for prepack in ("never", "eager"):
             if prepack == "eager":
                 array.prepack()

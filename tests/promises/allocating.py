@@ -24,7 +24,7 @@ import numpy as np
 import pumice as pm
 
 AT_LEAST = 70_000  # bytes
-SCHEMES = ("float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "csr", "csr+int8", "bsr-4x4")
+SCHEMES = ("float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int4-g16-min", "csr", "csr+int8", "bsr-4x4")
 
 
 def jobs(folder: Path) -> dict[str, Callable[[], Any]]:

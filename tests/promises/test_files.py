@@ -30,7 +30,7 @@ Count = Callable[[str, object], None]
 def big() -> bytes:
     """A file of 64 KiB to the byte with each kind of array."""
     w = pm.prune(np.random.default_rng(3).standard_normal((64, 64)).astype(np.float32), 0.7)
-    schemes = ("float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "csr", "csr+int8", "bsr-4x4")
+    schemes = ("float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int4-g16-min", "csr", "csr+int8", "bsr-4x4")
     arrays = {scheme: pm.compress(w, scheme) for scheme in schemes}
     rest = 65536 - len(saved(arrays | {"rest": np.zeros(0, np.uint8)}))
     for size in range(rest - 64, rest + 1):

@@ -22,6 +22,7 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         uint8_t flip
         bint half_scales
         bint prepacked
+        const void* minima
 
     cdef struct DenseHalf:
         const uint16_t* bits
@@ -84,9 +85,10 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     bint choose_isa(const char* name)
     const char* compiler()
     void group_range(const float* w, int64_t rows, Groups g, float* low, float* high)
-    void encode(const float* w, const float* scales, const uint8_t* zeros, int64_t rows, Groups g, uint8_t* packed)
-    void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, int64_t rows, Groups g,
-                uint8_t flip, float* w)
+    void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows, Groups g,
+                uint8_t* packed)
+    void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+                Groups g, uint8_t flip, float* w)
     void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels)
     void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed)
     Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)

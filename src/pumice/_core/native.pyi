@@ -27,11 +27,23 @@ def first_nonfinite(values: F32) -> int:
 def group_range(w: F32, group: int) -> tuple[F32, F32]:
     """Minimum and maximum of each group of each row: two (rows, groups) arrays."""
 
-def encode_int(w: F32, scales: F32, zeros: U8 | None, bits: int, group: int) -> U8:
-    """Packed codes (rows, row_bytes): clip(zero + rint(w / scale), 0, 2^bits - 1); code = zero where scale is 0."""
+def encode_int(w: F32, scales: F32, zeros: U8 | None, bits: int, group: int, minima: F32 | None = None) -> U8:
+    """Packed codes (rows, row_bytes): clip(zero + rint(w / scale), 0, 2^bits - 1); code = zero where scale is 0.
 
-def decode_int(packed: U8, scales: F32, zeros: U8 | None, bits: int, group: int, cols: int, xor: int = 0) -> F32:
-    """(rows, cols) float32: scale * (code - zero). `xor` is 0x80 for signed int8 codes."""
+    With `minima` clip(rint((w - minimum) / scale), 0, 2^bits - 1), and 0 where scale is 0; they exclude `zeros`.
+    """
+
+def decode_int(
+    packed: U8,
+    scales: F32,
+    zeros: U8 | None,
+    bits: int,
+    group: int,
+    cols: int,
+    xor: int = 0,
+    minima: F32 | None = None,
+) -> F32:
+    """(rows, cols) float32: scale * (code - zero), or scale * code + minimum. `xor` is 0x80 for signed int8 codes."""
 
 def pack_codes(codes: U8, bits: int) -> U8:
     """(rows, cols) unpacked codes -> (rows, row_bytes); ValueError if a code does not fit."""
@@ -56,11 +68,13 @@ def matmul_dense_int(
     group: int,
     activations: str,
     xor: int = 0,
+    minima: Scales | None = None,
 ) -> None:
     """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place.
 
-    `codes` 2-D is the canonical form (scales and zeros (rows, groups)), 4-D the prepacked one (scales and
-    zeros (panels, groups, 16)). `activations` is "int16", "int8" or "float32".
+    `codes` 2-D is the canonical form (scales, zeros and minima (rows, groups)), 4-D the prepacked one (scales, zeros
+    and minima (panels, groups, 16)). `minima` have the dtype of `scales` and exclude `zeros`. `activations` is "int16",
+    "int8" or "float32".
     """
 
 def matmul_dense_half(x: F32, y: F32, w: NDArray[np.uint16], bias: F32 | None, bfloat16: bool) -> None:

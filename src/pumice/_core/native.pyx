@@ -88,33 +88,46 @@ def group_range(const float[:, ::1] w not None, int64_t group):
     return low_array, high_array
 
 
-def encode_int(const float[:, ::1] w not None, const float[:, ::1] scales not None, zeros, int bits, int64_t group):
+cdef int check_offsets(zeros, minima, tuple per_group) except -1:
+    if zeros is not None and minima is not None:
+        raise ValueError("minima: expected None beside zeros, got an array")
+    if zeros is not None:
+        check_shape("zeros", per_group, zeros.shape)
+    if minima is not None:
+        check_shape("minima", per_group, minima.shape)
+    return 0
+
+
+def encode_int(const float[:, ::1] w not None, const float[:, ::1] scales not None, zeros, int bits, int64_t group,
+               minima=None):
     cdef cpp.Groups g = groups_of(w.shape[1], group, bits)
     cdef int64_t rows = w.shape[0]
     cdef const uint8_t[:, ::1] z = zeros
+    cdef const float[:, ::1] lows = minima
     check_shape("scales", (rows, g.groups), (scales.shape[0], scales.shape[1]))
-    if z is not None:
-        check_shape("zeros", (rows, g.groups), (z.shape[0], z.shape[1]))
+    check_offsets(zeros, minima, (rows, g.groups))
     packed = np.empty((rows, cpp.row_bytes(g.cols, bits)), np.uint8)
     cdef uint8_t[:, ::1] out = packed
     with nogil:
-        cpp.encode(&w[0, 0], &scales[0, 0], &z[0, 0] if z is not None else NULL, rows, g, &out[0, 0])
+        cpp.encode(&w[0, 0], &scales[0, 0], &z[0, 0] if z is not None else NULL,
+                   &lows[0, 0] if lows is not None else NULL, rows, g, &out[0, 0])
     return packed
 
 
 def decode_int(const uint8_t[:, ::1] packed not None, const float[:, ::1] scales not None, zeros, int bits,
-               int64_t group, int64_t cols, uint8_t xor=0):
+               int64_t group, int64_t cols, uint8_t xor=0, minima=None):
     cdef cpp.Groups g = groups_of(cols, group, bits)
     cdef int64_t rows = packed.shape[0]
     cdef const uint8_t[:, ::1] z = zeros
+    cdef const float[:, ::1] lows = minima
     check_shape("packed", (rows, cpp.row_bytes(cols, bits)), (rows, packed.shape[1]))
     check_shape("scales", (rows, g.groups), (scales.shape[0], scales.shape[1]))
-    if z is not None:
-        check_shape("zeros", (rows, g.groups), (z.shape[0], z.shape[1]))
+    check_offsets(zeros, minima, (rows, g.groups))
     w = np.empty((rows, cols), np.float32)
     cdef float[:, ::1] out = w
     with nogil:
-        cpp.decode(&packed[0, 0], &scales[0, 0], &z[0, 0] if z is not None else NULL, rows, g, xor, &out[0, 0])
+        cpp.decode(&packed[0, 0], &scales[0, 0], &z[0, 0] if z is not None else NULL,
+                   &lows[0, 0] if lows is not None else NULL, rows, g, xor, &out[0, 0])
     return w
 
 
@@ -201,7 +214,7 @@ cdef int raise_on(cpp.Status status) except -1:
 
 
 def matmul_dense_int(const float[:, ::1] x not None, float[:, ::1] y not None, codes not None, scales not None,
-                     zeros, bias, int bits, int64_t group, activations, uint8_t xor=0):
+                     zeros, bias, int bits, int64_t group, activations, uint8_t xor=0, minima=None):
     cdef int64_t rows = y.shape[1], cols = x.shape[1]
     check_kernel_bits(bits)
     cdef cpp.Groups g = groups_of(cols, group, bits)
@@ -220,18 +233,23 @@ def matmul_dense_int(const float[:, ::1] x not None, float[:, ::1] y not None, c
         check_shape("codes", (rows, cpp.row_bytes(cols, bits)), codes.shape)
         per_group = (rows, g.groups)
     check_shape("scales", per_group, scales.shape)
-    if zeros is not None:
-        check_shape("zeros", per_group, zeros.shape)
+    check_offsets(zeros, minima, per_group)
+    if minima is not None and minima.dtype != scales.dtype:
+        raise ValueError(f"minima: expected {scales.dtype} as scales, got {minima.dtype}")
     cdef bint half = scales.dtype == np.float16
 
     cdef const uint8_t[::1] c = codes.reshape(-1)
     cdef const uint16_t[::1] s16 = None
     cdef const float[::1] s32 = None
+    cdef const uint16_t[::1] m16 = None
+    cdef const float[::1] m32 = None
     cdef const uint8_t[::1] z = None
     if half:
         s16 = scales.reshape(-1).view(np.uint16)
+        m16 = None if minima is None else minima.reshape(-1).view(np.uint16)
     else:
         s32 = scales.reshape(-1)
+        m32 = None if minima is None else minima.reshape(-1)
     if zeros is not None:
         z = zeros.reshape(-1)
     cdef cpp.DenseInt w
@@ -241,6 +259,11 @@ def matmul_dense_int(const float[:, ::1] x not None, float[:, ::1] y not None, c
     else:
         w.scales = &s32[0]
     w.zeros = &z[0] if z is not None else NULL
+    if minima is not None:
+        if half:
+            w.minima = &m16[0]
+        else:
+            w.minima = &m32[0]
     w.rows, w.cols, w.group, w.bits, w.flip = rows, cols, g.group, bits, xor
     w.half_scales, w.prepacked = half, prepacked
     cdef cpp.Operands io = operands(x, y, bias, rows, cols)

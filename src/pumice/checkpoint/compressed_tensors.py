@@ -38,6 +38,8 @@ def compressed_tensors_config(infos: Mapping[str, TensorInfo]) -> dict[str, Json
     scheme = Scheme.parse(schemes.pop())
     if scheme.group is not None and any(info.shape[1] % scheme.group for info in compact.values()):
         return None  # these loaders know no short last group
+    if "min" in scheme.flags:
+        return None  # and no minima
     bits = int(scheme.values.removeprefix("int"))
     weights: dict[str, Json] = {
         "num_bits": bits,

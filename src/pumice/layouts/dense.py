@@ -72,11 +72,12 @@ class DenseArray(CompactArray):
         scales: Any,
         zeros: Any = None,
         *,
+        minima: Any = None,
         bits: int,
         group: int | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> Self:
-        """Weights that somebody else quantized: ``w = scale * (code - zero)``.
+        """Weights that somebody else quantized: ``w = scale * (code - zero)``, or ``scale * code + minimum``.
 
         Parameters
         ----------
@@ -86,6 +87,9 @@ class DenseArray(CompactArray):
             Other floats become float32.
         zeros : (rows,) or (rows, groups) integers in [0, 2**bits - 1], optional
             None is the symmetric zero, ``2**(bits - 1)``.
+        minima : (rows,) or (rows, groups) floats, optional
+            What a code 0 means, instead of zeros. A zero that is a float is the minimum ``-scale * zero``. Stored as
+            float16 if scales and minima are, else both as float32.
         bits : int
             Bits of a code; there must be a codec ``int{bits}``.
         group : int, optional
@@ -97,7 +101,7 @@ class DenseArray(CompactArray):
         Raises
         ------
         ValueError
-            Shapes that disagree, or codes and zeros out of range.
+            Shapes that disagree, codes and zeros out of range, or zeros and minima together.
 
         Examples
         --------
@@ -110,23 +114,28 @@ class DenseArray(CompactArray):
         if codes.ndim != 2:
             raise ValueError(f"codes: expected shape (rows, cols), got {codes.shape}")
         rows, cols = codes.shape
-        scales = _per_group("scales", np.asarray(scales), rows)
-        if scales.dtype.kind != "f":
-            raise TypeError(f"scales: expected floating point, got {scales.dtype}")
-        if scales.dtype.newbyteorder("=") != np.float16:
-            scales = scales.astype(np.float32)
+        scales = _floats("scales", scales, rows)
         groups = scales.shape[1]
+        if zeros is not None and minima is not None:
+            raise ValueError("minima: expected None beside zeros, got an array")
         if zeros is not None:
             zeros = _per_group("zeros", _whole("zeros", zeros, bits), rows)
-            if zeros.shape != scales.shape:
-                raise ValueError(f"zeros: expected shape {scales.shape} as scales, got {zeros.shape}")
+        if minima is not None:
+            minima = _floats("minima", minima, rows)
+            wider = np.result_type(scales, minima)
+            scales, minima = scales.astype(wider), minima.astype(wider)
+        for name, offsets in (("zeros", zeros), ("minima", minima)):
+            if offsets is not None and offsets.shape != scales.shape:
+                raise ValueError(f"{name}: expected shape {scales.shape} as scales, got {offsets.shape}")
         stored, repeat = _stored_group(cols, groups, group)
-        flags = "-asym" if zeros is not None else ""
+        flags = "-asym" if zeros is not None else "-min" if minima is not None else ""
         scheme = Scheme.parse(f"int{bits}" + (f"-g{stored}" if stored else "") + flags)
         codec = codec_of(scheme)
         arrays = codec.pack(codes) | {"scale": scales}
         if zeros is not None:
             arrays["zero_point"] = zeros
+        if minima is not None:
+            arrays["min"] = minima
         if repeat > 1:
             keep = -(-cols // stored) if stored else 1
             for name in arrays.keys() - {"packed"}:
@@ -241,6 +250,14 @@ def _whole(name: str, values: Any, bits: int) -> Array:
         hint = f" (signed {name}: add {2 ** (bits - 1)})" if bad < 0 else ""
         raise ValueError(f"{name}: expected integers from 0 to {2**bits - 1}, got {bad}{hint}")
     return array.astype(np.uint8)
+
+
+def _floats(name: str, values: Any, rows: int) -> Array:
+    """One float16 or float32 number per row and group."""
+    array = _per_group(name, np.asarray(values), rows)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name}: expected floating point, got {array.dtype}")
+    return array if array.dtype.newbyteorder("=") == np.float16 else array.astype(np.float32)
 
 
 def _per_group(name: str, array: Array, rows: int) -> Array:

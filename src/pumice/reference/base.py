@@ -17,14 +17,16 @@ Parts: TypeAlias = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Integers:
-    """Weights of an integer product: ``w = steps * scale``, one scale per row and group of columns.
+    """Weights of an integer product: ``w = steps * scale + minimum``, one scale per row and group of columns.
 
-    `steps` (rows, cols) is code - zero, `scales` (rows, groups) float32, `group` columns share a scale.
+    `steps` (rows, cols) is code - zero, `scales` (rows, groups) float32, `group` columns share a scale. `minima` are as
+    scales; None where no minimum is added.
     """
 
     steps: NDArray[np.int64]
     scales: F32
     group: int
+    minima: F32 | None = None
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,17 @@ def integer_product(x: F32, w: Integers, levels: int) -> F32:
     total = y[finite]
     for g in range(-(-x.shape[1] // w.group)):
         start, stop = g * w.group, min((g + 1) * w.group, x.shape[1])
-        s = np.zeros_like(total)
+        s, u = np.zeros_like(total), np.zeros((len(x), 1), np.float32)
         for b in range(start // BLOCK, -(-stop // BLOCK)):
             a, scale = blocks[b]
             first, last = max(start, b * BLOCK), min(stop, (b + 1) * BLOCK)
-            t = a[:, first - b * BLOCK : last - b * BLOCK] @ w.steps[:, first:last].T  # integers, below 2^29
+            segment = a[:, first - b * BLOCK : last - b * BLOCK]
+            t = segment @ w.steps[:, first:last].T  # integers, below 2^29
             s += t.astype(np.float32) * scale[:, None]
+            u += segment.sum(axis=1, keepdims=True).astype(np.float32) * scale[:, None]
         total += s * w.scales[:, g]
+        if w.minima is not None:
+            total += w.minima[:, g] * u
     y[finite] = total
     return y
 

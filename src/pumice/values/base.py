@@ -30,6 +30,7 @@ class Codec(ABC):
     bits: ClassVar[int]
     group: ClassVar[bool] = False
     flags: ClassVar[tuple[str, ...]] = ()
+    """Options, of which a scheme has at most one."""
     file_dtypes: ClassVar[Mapping[str, str]] = {}
     """safetensors dtype names of parts that NumPy cannot name, such as ``{"": "BF16"}``."""
 

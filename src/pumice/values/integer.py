@@ -1,7 +1,7 @@
-"""What integer codecs share: packed codes, scales per row or per group, and optional zeros.
+"""What integer codecs share: packed codes, scales per row or per group, and optional zeros or minima.
 
-The rule (docs/formats.md, "Integers"): w = scale * (code - zero). Scales are rounded to their stored dtype before the
-codes.
+The rule (docs/formats.md, "Integers"): w = scale * (code - zero), or scale * code + min. Scales and minima are rounded
+to their stored dtype before the codes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice._core import native
-from pumice.errors import FormatError
+from pumice.errors import FormatError, NonFiniteError
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, Codec, matrix_shape
 
@@ -29,15 +29,19 @@ def row_bytes(cols: int, bits: int) -> int:
     return -(-cols * bits // 32) * 4
 
 
+def fits_half(exact: NDArray[np.floating[Any]]) -> bool:
+    """Whether float16 holds these numbers without overflow or subnormals."""
+    size = np.abs(exact)
+    return not np.any((size > HALF_MAX) | ((size > 0) & (size < HALF_MIN)))
+
+
 def stored_scales(exact: NDArray[np.floating[Any]], grouped: bool, scale_dtype: Any) -> Array:
-    """Scales in the dtype that they are stored in.
+    """Scales, or minima, in the dtype that they are stored in.
 
     float32 per row, float16 per group; a tensor whose float16 scales would be subnormal or overflow uses float32.
     """
     if scale_dtype is None:
-        size = np.abs(exact)
-        fits = not np.any((size > HALF_MAX) | ((size > 0) & (size < HALF_MIN)))
-        scale_dtype = np.float16 if grouped and fits else np.float32
+        scale_dtype = np.float16 if grouped and fits_half(exact) else np.float32
     dtype = np.dtype(scale_dtype)
     if dtype not in (np.float16, np.float32):
         raise ValueError(f"scale_dtype: expected float16 or float32, got {dtype}")
@@ -54,7 +58,7 @@ class Integer(Codec):
     """Unsigned integer codes of `bits` bits."""
 
     group = True
-    flags = ("asym",)
+    flags = ("asym", "min")
     prepacks = True
 
     def __init__(self, bits: int) -> None:
@@ -72,11 +76,18 @@ class Integer(Codec):
         }
         if "asym" in scheme.flags:
             form["zero_point"] = (np.uint8, (rows, groups))
+        if "min" in scheme.flags:
+            form["min"] = form["scale"]
         return form
 
     def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
         group, grouped = self.group_of(scheme, w.shape[1]), scheme.group is not None
         low, high = native.group_range(w, group)
+        if "min" in scheme.flags:
+            scales, minima = self._scales_and_minima(low, high, grouped, scale_dtype)
+            wide = scales.astype(np.float32), minima.astype(np.float32)
+            packed = native.encode_int(w, wide[0], None, self.bits, group, wide[1])
+            return {"packed": packed, "scale": scales, "min": minima}
         if "asym" not in scheme.flags:
             largest = np.where(high > -low, high, low)
             scales = stored_scales(largest / np.float32(-(2.0 ** (self.bits - 1))), grouped, scale_dtype)
@@ -89,11 +100,30 @@ class Integer(Codec):
         packed = native.encode_int(w, scales.astype(np.float32), zeros, self.bits, group)
         return {"packed": packed, "scale": scales, "zero_point": zeros}
 
+    def _scales_and_minima(self, low: F32, high: F32, grouped: bool, scale_dtype: Any) -> tuple[Array, Array]:
+        """Both in one dtype. A subnormal minimum is exact enough beside a scale that is not: to 2^-11 of a step."""
+        top = 2**self.bits - 1
+        exact = ((high.astype(np.float64) - low) / top).astype(np.float32)
+        if scale_dtype is None:
+            weighty = np.where(exact == 0, low, np.maximum(np.abs(low), np.float32(HALF_MIN)))
+            scale_dtype = np.float16 if grouped and fits_half(exact) and fits_half(weighty) else np.float32
+        scales, minima = stored_scales(exact, grouped, scale_dtype), stored_scales(low, grouped, scale_dtype)
+        with np.errstate(over="ignore"):
+            largest = scales.astype(np.float32) * np.float32(top) + minima
+        overflow = np.flatnonzero(np.isinf(largest))
+        if overflow.size:
+            index = tuple(int(i) for i in np.unravel_index(overflow[0], largest.shape))
+            got = f"{low[index]} to {high[index]} in row {index[0]}"
+            raise NonFiniteError(f"w: expected groups whose range is within float32 (3.4e38), got {got}")
+        return scales, minima
+
     def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:
-        scales = arrays["scale"].astype(np.float32)
+        scales, minima = arrays["scale"].astype(np.float32), arrays.get("min")
         packed, zeros = np.ascontiguousarray(arrays["packed"]), arrays.get("zero_point")
         zeros = None if zeros is None else np.ascontiguousarray(zeros)
-        return native.decode_int(packed, scales, zeros, self.bits, self.group_of(scheme, cols), cols)
+        minima = None if minima is None else minima.astype(np.float32)
+        group = self.group_of(scheme, cols)
+        return native.decode_int(packed, scales, zeros, self.bits, group, cols, minima=minima)
 
     def codes(self, arrays: Arrays, cols: int) -> Array:
         return native.unpack_codes(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
@@ -107,6 +137,8 @@ class Integer(Codec):
         if "zero_point" in arrays:  # packed along the rows, as compressed-tensors does
             zeros = native.pack_codes(np.ascontiguousarray(arrays["zero_point"].T), self.bits)
             parts["zero_point"] = np.ascontiguousarray(zeros.view(np.int32).T)
+        if "min" in arrays:
+            parts["min"] = arrays["min"]
         parts["shape"] = np.array(shape, np.int64)
         return parts
 
@@ -125,6 +157,8 @@ class Integer(Codec):
         words = {"packed": (rows, row_bytes(cols, self.bits) // 4), "scale": form["scale"][1], "shape": None}
         if "zero_point" in form:
             words["zero_point"] = (row_bytes(rows, self.bits) // 4, form["scale"][1][1])
+        if "min" in form:
+            words["min"] = form["min"][1]
         if set(parts) != set(words):
             raise FormatError(None, None, f"the parts {sorted(words)} for {scheme}", sorted(parts))
         for name in words.keys() & {"packed", "zero_point"}:
@@ -137,6 +171,8 @@ class Integer(Codec):
             stream = np.ascontiguousarray(parts["zero_point"].T).view(np.uint8)
             zeros = native.unpack_codes(stream, self.bits, rows)
             arrays["zero_point"] = np.ascontiguousarray(zeros.T)
+        if "min" in form:
+            arrays["min"] = np.ascontiguousarray(parts["min"])
         self.check(arrays, scheme, rows, cols)
         return arrays
 
@@ -144,6 +180,10 @@ class Integer(Codec):
         super().check(arrays, scheme, rows, cols)
         if not np.isfinite(arrays["scale"]).all():
             raise FormatError(None, "scale", "finite scales", "a NaN or an infinity")
+        if "min" in arrays and arrays["min"].dtype != arrays["scale"].dtype:
+            raise FormatError(None, "min", f"{arrays['scale'].dtype} as scale", str(arrays["min"].dtype))
+        if "min" in arrays and not np.isfinite(arrays["min"]).all():
+            raise FormatError(None, "min", "finite minima", "a NaN or an infinity")
         top = 2**self.bits - 1
         if "zero_point" in arrays and arrays["zero_point"].size and int(arrays["zero_point"].max()) > top:
             raise FormatError(None, "zero_point", f"values up to {top}", int(arrays["zero_point"].max()))
@@ -165,8 +205,10 @@ class Integer(Codec):
 
     def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
         group = self.group_of(scheme, x.shape[1])
-        zeros = arrays.get("zero_point")
-        native.matmul_dense_int(x, y, arrays["packed"], arrays["scale"], zeros, bias, self.bits, group, activations)
+        zeros, minima = arrays.get("zero_point"), arrays.get("min")
+        native.matmul_dense_int(
+            x, y, arrays["packed"], arrays["scale"], zeros, bias, self.bits, group, activations, minima=minima
+        )
 
     def prepack(self, arrays: Arrays, cols: int) -> Arrays:
         packed = native.prepack_dense(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
