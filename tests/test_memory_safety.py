@@ -112,10 +112,10 @@ def test_dense_integer_products(scheme: str, activations: str, prepacked: bool, 
         group = codec.group_of(w._scheme, cols)
         for batch in BATCHES:
             y = guarded(np.empty((batch, rows), np.float32))
-            native.matmul_dense_int(
-                guarded(random((batch, cols))), y, form["packed"], form["scale"], form.get("zero_point"),
-                guarded(np.arange(rows, dtype=np.float32)), codec.bits, group, activations, minima=form.get("min"),
-            )  # fmt: skip
+            view = native.DenseInt(
+                form["packed"], form["scale"], form.get("zero_point"), form.get("min"), rows, cols, codec.bits, group
+            )
+            view.matmul(guarded(random((batch, cols))), y, guarded(np.arange(rows, dtype=np.float32)), activations)
             if activations == "float32":
                 np.testing.assert_allclose(y, expected[batch], rtol=1e-4, atol=1e-4)
             else:
@@ -129,7 +129,7 @@ def test_half_products(bfloat16: bool, guarded: Guarded, isa: str) -> None:
         bits = guarded(w.parts()[""].view(np.uint16))
         for batch in BATCHES:
             y, x = guarded(np.empty((batch, rows), np.float32)), random((batch, cols))
-            native.matmul_dense_half(guarded(x), y, bits, guarded(np.ones(rows, np.float32)), bfloat16)
+            native.DenseHalf(bits, bfloat16).matmul(guarded(x), y, guarded(np.ones(rows, np.float32)), "int16")
             np.testing.assert_allclose(y, x @ w.to_dense().T + 1, rtol=1e-4, atol=1e-4)
 
 
@@ -144,9 +144,8 @@ def test_sparse_products(scheme: str, wide: bool, guarded: Guarded, isa: str) ->
         scales = guarded(w.scales)
         for batch in BATCHES:
             y, x = guarded(np.empty((batch, rows), np.float32)), random((batch, cols))
-            native.matmul_bsr(
-                guarded(x), y, indptr, indices, blocks, scales, guarded(np.ones(rows, np.float32)), "int16"
-            )
+            view = native.BlockSparse(indptr, indices, blocks, scales, rows, cols)
+            view.matmul(guarded(x), y, guarded(np.ones(rows, np.float32)), "int16")
             np.testing.assert_allclose(y, x @ dense.T + 1, rtol=2e-3, atol=2e-3)
         assert native.check_bsr(indptr, indices, -(-cols // w.blocksize[1])) == ("", -1)
 

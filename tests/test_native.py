@@ -18,8 +18,8 @@ def public_functions():
     return {name for name in dir(native) if callable(getattr(native, name)) and name[0] != "_"}
 
 
-def test_the_stub_lists_exactly_the_functions_that_exist():
-    stub = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef)}
+def test_the_stub_lists_exactly_the_functions_and_classes_that_exist():
+    stub = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert stub == public_functions() - {"os", "np"}
     assert len(stub) > 10
 
@@ -32,7 +32,10 @@ def dense(rows=3, cols=32, bits=4, group=32):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": np.zeros((2, 32), np.float64)}, "Buffer dtype mismatch"),
+        ({"x": np.zeros((2, 32), np.float64)}, "x: expected float32, got an array of format 'd'"),
+        ({"x": np.zeros((2, 32), ">f4")}, "x: expected float32, got an array of format '>f'"),
+        ({"x": np.zeros((4, 32), F32)[::2]}, "not C-contiguous"),
+        ({"x": np.zeros((2, 31), F32)}, r"x: expected shape \('batch', 32\), got \(2, 31\)"),
         ({"y": np.zeros((1, 3), F32)}, r"y: expected shape \(2, 3\), got \(1, 3\)"),
         ({"bias": np.zeros(4, F32)}, r"bias: expected shape \(3,\), got \(4,\)"),
         ({"scales": np.ones((3, 2), F32)}, r"scales: expected shape \(3, 1\), got \(3, 2\)"),
@@ -50,11 +53,14 @@ def dense(rows=3, cols=32, bits=4, group=32):
 def test_a_dense_product_refuses_what_does_not_fit_and_names_it(change, message):
     codes, scales = dense()
     arguments = {
-        "x": np.zeros((2, 32), F32), "y": np.zeros((2, 3), F32), "codes": codes, "scales": scales, "zeros": None,
+        "x": np.zeros((2, 32), F32), "y": np.zeros((2, 3), F32), "codes": codes, "scales": scales, "zeros": None, "minima": None,
         "bias": None, "bits": 4, "group": 32, "activations": "int16",
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        native.matmul_dense_int(**arguments)
+        w = native.DenseInt(
+            *(arguments[name] for name in ("codes", "scales", "zeros", "minima")), 3, 32, arguments["bits"], arguments["group"]
+        )
+        w.matmul(*(arguments[name] for name in ("x", "y", "bias", "activations")))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +75,11 @@ def test_a_dense_product_refuses_what_does_not_fit_and_names_it(change, message)
 )
 def test_a_sparse_product_refuses_what_does_not_fit_and_names_it(change, message):
     arguments = {
-        "x": np.zeros((1, 6), F32), "y": np.zeros((1, 4), F32), "indptr": np.array([0, 1, 1], np.int64),
-        "indices": np.zeros(1, np.uint16), "data": np.zeros((1, 2, 2), F32), "scales": None, "bias": None,
-        "activations": "int16",
+        "indptr": np.array([0, 1, 1], np.int64),
+        "indices": np.zeros(1, np.uint16), "data": np.zeros((1, 2, 2), F32), "scales": None,
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        native.matmul_bsr(**arguments)
+        native.BlockSparse(**arguments, rows=4, cols=6)
 
 
 def test_a_code_that_does_not_fit_is_named_with_its_index():

@@ -36,7 +36,7 @@ scales = np.ones((4096, 1), np.float32)
 
 def product():
     y = np.empty((2, 4096), np.float32)
-    native.matmul_dense_int(x, y, codes, scales, None, None, 8, 1024, "int16")
+    native.DenseInt(codes, scales, None, None, 4096, 1024, 8, 1024).matmul(x, y, None, "int16")
     return y
 
 def tasks():
@@ -84,7 +84,7 @@ def dense_product(bits: int, activations: str, prepacked: bool) -> Callable[[], 
 
     def product() -> np.ndarray:
         y = np.full((3, ROWS), np.nan, np.float32)
-        native.matmul_dense_int(x, y, codes, scales, None, bias, bits, GROUP, activations)
+        native.DenseInt(codes, scales, None, None, ROWS, COLS, bits, GROUP).matmul(x, y, bias, activations)
         return y
 
     return product
@@ -109,7 +109,7 @@ def sparse_product(integers: bool) -> Callable[[], np.ndarray]:
 
     def product() -> np.ndarray:
         y = np.full((3, ROWS), np.nan, np.float32)
-        native.matmul_bsr(x, y, indptr, indices, data, scales, None, "int16")
+        native.BlockSparse(indptr, indices, data, scales, ROWS, COLS).matmul(x, y, None, "int16")
         return y
 
     return product

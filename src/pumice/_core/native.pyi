@@ -57,43 +57,53 @@ def prepack_dense(packed: U8, bits: int, cols: int) -> U8:
 def unprepack_dense(prepacked: U8, ids: NDArray[np.int64], bits: int, cols: int) -> U8:
     """Rows `ids` of prepacked panels, as packed rows."""
 
-def matmul_dense_int(
-    x: F32,
-    y: F32,
-    codes: U8,
-    scales: Scales,
-    zeros: U8 | None,
-    bias: F32 | None,
-    bits: int,
-    group: int,
-    activations: str,
-    xor: int = 0,
-    minima: Scales | None = None,
-) -> None:
-    """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place.
+class Weights:
+    """Weights as kernels see them: checked when made, so that a product looks at x and y only."""
 
-    `codes` 2-D is the canonical form (scales, zeros and minima (rows, groups)), 4-D the prepacked one (scales, zeros
-    and minima (panels, groups, 16)). `minima` have the dtype of `scales` and exclude `zeros`. `activations` is "int16",
-    "int8" or "float32".
+    def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+        """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place. `activations` is "int16", "int8" or "float32".
+
+        All are C-contiguous; ValueError names what does not fit. Where the weights are not integers, `activations` does
+        not matter.
+        """
+
+class DenseInt(Weights):
+    """Integer codes. 2-D `codes` are the canonical form, with scales, zeros and minima (rows, groups); 4-D the prepacked
+    one, with (panels, groups, 16). `minima` have the dtype of `scales` and exclude `zeros`."""
+
+    def __init__(
+        self,
+        codes: U8,
+        scales: Scales,
+        zeros: U8 | None,
+        minima: Scales | None,
+        rows: int,
+        cols: int,
+        bits: int,
+        group: int,
+        xor: int = 0,
+    ) -> None: ...
+
+class DenseHalf(Weights):
+    """float16 or bfloat16 weights, as their 16-bit patterns (rows, cols)."""
+
+    def __init__(self, bits: NDArray[np.uint16], bfloat16: bool) -> None: ...
+
+class BlockSparse(Weights):
+    """`data` is (blocks, R, C), float32 or int8 (then `scales` is (rows,)). CSR is R = C = 1.
+
+    Structure must have been validated with `check_bsr`.
     """
 
-def matmul_dense_half(x: F32, y: F32, w: NDArray[np.uint16], bias: F32 | None, bfloat16: bool) -> None:
-    """y = x @ w.T + bias with float16 or bfloat16 weights given as their 16-bit patterns (rows, cols)."""
-
-def matmul_bsr(
-    x: F32,
-    y: F32,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.uint16] | NDArray[np.uint32],
-    data: NDArray[Any],
-    scales: F32 | None,
-    bias: F32 | None,
-    activations: str,
-) -> None:
-    """y = x @ w.T + bias; `data` is (blocks, R, C), float32 or int8 (then `scales` is (rows,)). CSR is R = C = 1.
-
-    `activations` matters for int8 data only. Structure must have been validated with `check_bsr`.
-    """
+    def __init__(
+        self,
+        indptr: NDArray[np.int64],
+        indices: NDArray[np.uint16] | NDArray[np.uint32],
+        data: NDArray[Any],
+        scales: F32 | None,
+        rows: int,
+        cols: int,
+    ) -> None: ...
 
 def check_bsr(
     indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32], block_cols: int

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from pumice._core cimport cpp
@@ -188,21 +189,10 @@ def unprepack_dense(const uint8_t[:, :, :, ::1] prepacked not None, const int64_
 
 
 cdef int mode_of(activations) except -1:
-    if activations not in MODES:
+    mode = MODES.get(activations)
+    if mode is None:
         raise ValueError(f"activations: expected one of {', '.join(MODES)}, got {activations!r}")
-    return MODES[activations]
-
-
-cdef cpp.Operands operands(const float[:, ::1] x, float[:, ::1] y, const float[::1] bias, int64_t rows,
-                           int64_t cols) except *:
-    cdef cpp.Operands io
-    check_shape("x", (x.shape[0], cols), (x.shape[0], x.shape[1]))
-    check_shape("y", (x.shape[0], rows), (y.shape[0], y.shape[1]))
-    if bias is not None:
-        check_shape("bias", (rows,), (bias.shape[0],))
-    io.x, io.y, io.batch = &x[0, 0], &y[0, 0], x.shape[0]
-    io.bias = &bias[0] if bias is not None else NULL
-    return io
+    return mode
 
 
 cdef int raise_on(cpp.Status status) except -1:
@@ -213,75 +203,125 @@ cdef int raise_on(cpp.Status status) except -1:
     return 0
 
 
-def matmul_dense_int(const float[:, ::1] x not None, float[:, ::1] y not None, codes not None, scales not None,
-                     zeros, bias, int bits, int64_t group, activations, uint8_t xor=0, minima=None):
-    cdef int64_t rows = y.shape[1], cols = x.shape[1]
-    check_kernel_bits(bits)
-    cdef cpp.Groups g = groups_of(cols, group, bits)
-    if g.groups > 1 and (group < 16 or group & (group - 1)):
-        raise ValueError(f"group: expected a power of two >= 16 or at least cols, got {group}")
-    cdef int mode = mode_of(activations)
-    if activations == "float32" and bits not in (4, 8):
-        raise ValueError(f"bits: expected 4 or 8 with float32 activations, got {bits}")
-    cdef int64_t panels = -(-rows // PANEL)
-    cdef bint prepacked = codes.ndim == 4
-    cdef tuple per_group
-    if prepacked:
-        check_shape("codes", (panels, cpp.panel_words(cols, bits), PANEL, 4), codes.shape)
-        per_group = (panels, g.groups, PANEL)
-    else:
-        check_shape("codes", (rows, cpp.row_bytes(cols, bits)), codes.shape)
-        per_group = (rows, g.groups)
-    check_shape("scales", per_group, scales.shape)
-    check_offsets(zeros, minima, per_group)
-    if minima is not None and minima.dtype != scales.dtype:
-        raise ValueError(f"minima: expected {scales.dtype} as scales, got {minima.dtype}")
-    cdef bint half = scales.dtype == np.float16
+cdef float* borrow(str name, array, Py_buffer* buffer, int ndim, int64_t first, int64_t last, int flags) except? NULL:
+    """The floats of a C-contiguous array of this shape; `first` < 0: of any length there. A typed memoryview costs twice that."""
+    PyObject_GetBuffer(array, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    cdef Py_ssize_t* shape = buffer.shape
+    if buffer.ndim != ndim or shape[ndim - 1] != last or (first >= 0 and shape[0] != first):
+        got = tuple(shape[i] for i in range(buffer.ndim))
+        expected = (last,) if ndim == 1 else ("batch" if first < 0 else first, last)
+        PyBuffer_Release(buffer)
+        raise ValueError(f"{name}: expected shape {expected}, got {got}")
+    if buffer.format[0] != b"f" or buffer.format[1] != 0:
+        got = (<bytes>buffer.format).decode()
+        PyBuffer_Release(buffer)
+        raise ValueError(f"{name}: expected float32, got an array of format {got!r}")
+    return <float*>buffer.buf
 
-    cdef const uint8_t[::1] c = codes.reshape(-1)
-    cdef const uint16_t[::1] s16 = None
-    cdef const float[::1] s32 = None
-    cdef const uint16_t[::1] m16 = None
-    cdef const float[::1] m32 = None
-    cdef const uint8_t[::1] z = None
-    if half:
-        s16 = scales.reshape(-1).view(np.uint16)
-        m16 = None if minima is None else minima.reshape(-1).view(np.uint16)
-    else:
-        s32 = scales.reshape(-1)
-        m32 = None if minima is None else minima.reshape(-1)
-    if zeros is not None:
-        z = zeros.reshape(-1)
+
+cdef class Weights:
+    """Weights as kernels see them: checked when made, so that a product looks at x and y only."""
+
+    cdef int64_t rows, cols
+
+    cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
+        return cpp.Status.kBadArgument
+
+    cdef int check_mode(self, str activations) except -1:
+        return 0
+
+    def matmul(self, x not None, y not None, bias, str activations not None):
+        cdef int mode = mode_of(activations)
+        self.check_mode(activations)
+        cdef cpp.Operands io
+        cdef Py_buffer xs, ys, biases
+        cdef cpp.Status status
+        io.bias = NULL
+        io.x = borrow("x", x, &xs, 2, -1, self.cols, 0)
+        try:
+            io.batch = xs.shape[0]
+            io.y = borrow("y", y, &ys, 2, io.batch, self.rows, PyBUF_WRITABLE)
+            try:
+                if bias is not None:
+                    io.bias = borrow("bias", bias, &biases, 1, self.rows, self.rows, 0)
+                with nogil:
+                    status = self.run(io, <cpp.Activations>mode)
+                if bias is not None:
+                    PyBuffer_Release(&biases)
+            finally:
+                PyBuffer_Release(&ys)
+        finally:
+            PyBuffer_Release(&xs)
+        raise_on(status)
+
+
+cdef class DenseInt(Weights):
     cdef cpp.DenseInt w
-    w.codes = &c[0]
-    if half:
-        w.scales = &s16[0]
-    else:
-        w.scales = &s32[0]
-    w.zeros = &z[0] if z is not None else NULL
-    if minima is not None:
-        if half:
-            w.minima = &m16[0]
+    cdef const uint8_t[::1] codes, zeros
+    cdef const uint16_t[::1] half_scales, half_minima
+    cdef const float[::1] scales, minima
+
+    def __init__(self, codes not None, scales not None, zeros, minima, int64_t rows, int64_t cols, int bits, int64_t group,
+                 uint8_t xor=0):
+        check_kernel_bits(bits)
+        cdef cpp.Groups g = groups_of(cols, group, bits)
+        if g.groups > 1 and (group < 16 or group & (group - 1)):
+            raise ValueError(f"group: expected a power of two >= 16 or at least cols, got {group}")
+        cdef int64_t panels = -(-rows // PANEL)
+        cdef bint prepacked = codes.ndim == 4
+        cdef tuple per_group
+        if prepacked:
+            per_group = (panels, g.groups, PANEL)
+            check_shape("codes", (panels, cpp.panel_words(cols, bits), PANEL, 4), codes.shape)
         else:
-            w.minima = &m32[0]
-    w.rows, w.cols, w.group, w.bits, w.flip = rows, cols, g.group, bits, xor
-    w.half_scales, w.prepacked = half, prepacked
-    cdef cpp.Operands io = operands(x, y, bias, rows, cols)
-    cdef cpp.Status status
-    with nogil:
-        status = cpp.matmul_dense_int(w, io, <cpp.Activations>mode)
-    raise_on(status)
+            per_group = (rows, g.groups)
+            check_shape("codes", (rows, cpp.row_bytes(cols, bits)), codes.shape)
+        check_shape("scales", per_group, scales.shape)
+        check_offsets(zeros, minima, per_group)
+        if minima is not None and minima.dtype != scales.dtype:
+            raise ValueError(f"minima: expected {scales.dtype} as scales, got {minima.dtype}")
+        self.w.rows, self.w.cols, self.w.group, self.w.bits, self.w.flip = rows, cols, g.group, bits, xor
+        self.w.half_scales, self.w.prepacked = scales.dtype == np.float16, prepacked
+        self.rows, self.cols = rows, cols
+        self.codes = codes.reshape(-1)
+        self.w.codes = &self.codes[0]
+        self.w.zeros = self.w.minima = NULL
+        if zeros is not None:
+            self.zeros = zeros.reshape(-1)
+            self.w.zeros = &self.zeros[0]
+        if self.w.half_scales:
+            self.half_scales = scales.reshape(-1).view(np.uint16)
+            self.w.scales = &self.half_scales[0]
+            if minima is not None:
+                self.half_minima = minima.reshape(-1).view(np.uint16)
+                self.w.minima = &self.half_minima[0]
+        else:
+            self.scales = scales.reshape(-1)
+            self.w.scales = &self.scales[0]
+            if minima is not None:
+                self.minima = minima.reshape(-1)
+                self.w.minima = &self.minima[0]
+
+    cdef int check_mode(self, str activations) except -1:
+        if activations == "float32" and self.w.bits not in (4, 8):
+            raise ValueError(f"bits: expected 4 or 8 with float32 activations, got {self.w.bits}")
+        return 0
+
+    cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
+        return cpp.matmul_dense_int(self.w, io, mode)
 
 
-def matmul_dense_half(const float[:, ::1] x not None, float[:, ::1] y not None, const uint16_t[:, ::1] w not None,
-                      bias, bint bfloat16):
-    cdef cpp.DenseHalf view
-    view.bits, view.rows, view.cols, view.bfloat16 = &w[0, 0], w.shape[0], w.shape[1], bfloat16
-    cdef cpp.Operands io = operands(x, y, bias, view.rows, view.cols)
-    cdef cpp.Status status
-    with nogil:
-        status = cpp.matmul_dense_half(view, io)
-    raise_on(status)
+cdef class DenseHalf(Weights):
+    cdef cpp.DenseHalf w
+    cdef const uint16_t[:, ::1] bits
+
+    def __init__(self, const uint16_t[:, ::1] bits not None, bint bfloat16):
+        self.bits = bits
+        self.rows, self.cols = bits.shape[0], bits.shape[1]
+        self.w.bits, self.w.rows, self.w.cols, self.w.bfloat16 = &bits[0, 0], self.rows, self.cols, bfloat16
+
+    cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
+        return cpp.matmul_dense_half(self.w, io)
 
 
 cdef bint fill_indices(cpp.BlockSparse* w, indices) except -1:
@@ -297,38 +337,41 @@ cdef bint fill_indices(cpp.BlockSparse* w, indices) except -1:
     return True
 
 
-def matmul_bsr(const float[:, ::1] x not None, float[:, ::1] y not None, const int64_t[::1] indptr not None,
-               indices not None, data not None, scales, bias, activations):
+cdef class BlockSparse(Weights):
     cdef cpp.BlockSparse w
-    cdef int64_t rows = y.shape[1], cols = x.shape[1]
-    cdef const float[:, :, ::1] f32 = None
-    cdef const int8_t[:, :, ::1] i8 = None
-    cdef const float[::1] s = scales
-    cdef int mode = mode_of(activations)
-    if data.dtype == np.int8:
-        i8 = data
-        w.data = &i8[0, 0, 0]
-        if s is None:
-            raise ValueError("scales: expected one per row with int8 data, got None")
-        check_shape("scales", (rows,), (s.shape[0],))
-    else:
-        f32 = data
-        w.data = &f32[0, 0, 0]
-        if s is not None:
-            raise ValueError("scales: expected None with float32 data, got an array")
-    w.indptr, w.rows, w.cols = &indptr[0], rows, cols
-    w.blockrows, w.blockcols = data.shape[1], data.shape[2]
-    if w.blockrows < 1 or w.blockcols < 1:
-        raise ValueError(f"data: expected blocks of at least 1 x 1, got {data.shape[1:]}")
-    w.scales = &s[0] if s is not None else NULL
-    check_shape("indptr", (-(-rows // w.blockrows) + 1,), (indptr.shape[0],))
-    check_shape("indices", (data.shape[0],), indices.shape)
-    fill_indices(&w, indices)
-    cdef cpp.Operands io = operands(x, y, bias, rows, cols)
-    cdef cpp.Status status
-    with nogil:
-        status = cpp.matmul_bsr(w, io, <cpp.Activations>mode)
-    raise_on(status)
+    cdef const int64_t[::1] indptr
+    cdef object indices
+    cdef const float[:, :, ::1] floats
+    cdef const int8_t[:, :, ::1] integers
+    cdef const float[::1] scales
+
+    def __init__(self, const int64_t[::1] indptr not None, indices not None, data not None, scales, int64_t rows,
+                 int64_t cols):
+        self.indptr, self.indices, self.scales = indptr, indices, scales
+        self.w.rows, self.w.cols = self.rows, self.cols = rows, cols
+        self.w.blockrows, self.w.blockcols = data.shape[1], data.shape[2]
+        if self.w.blockrows < 1 or self.w.blockcols < 1:
+            raise ValueError(f"data: expected blocks of at least 1 x 1, got {data.shape[1:]}")
+        self.w.scales = NULL
+        if data.dtype == np.int8:
+            if scales is None:
+                raise ValueError("scales: expected one per row with int8 data, got None")
+            check_shape("scales", (rows,), scales.shape)
+            self.integers = data
+            self.w.data = &self.integers[0, 0, 0]
+            self.w.scales = &self.scales[0]
+        else:
+            if scales is not None:
+                raise ValueError("scales: expected None with float32 data, got an array")
+            self.floats = data
+            self.w.data = &self.floats[0, 0, 0]
+        check_shape("indptr", (-(-rows // self.w.blockrows) + 1,), (indptr.shape[0],))
+        check_shape("indices", (data.shape[0],), indices.shape)
+        self.w.indptr = &indptr[0]
+        fill_indices(&self.w, indices)
+
+    cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
+        return cpp.matmul_bsr(self.w, io, mode)
 
 
 def check_bsr(const int64_t[::1] indptr not None, indices not None, int64_t block_cols):

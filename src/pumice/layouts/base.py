@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pumice.layouts.indexing import bounds, take_ids
-from pumice.layouts.operands import as_array, as_bias, as_matrix, check_out
+from pumice.layouts.operands import FLOAT32, apart, as_array, as_bias, as_matrix, check_out
 from pumice.layouts.registry import LAYOUTS, from_parts
-from pumice.options import current
+from pumice.options import Options, current
 from pumice.scheme import LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays
 
@@ -74,7 +74,7 @@ class CompactArray(ABC):
         """The kernel of such a product; None where row panels are decoded for BLAS."""
 
     @abstractmethod
-    def _fused(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+    def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
         """y = x @ w.T + bias through `kernel`."""
 
     @property
@@ -240,25 +240,26 @@ class CompactArray(ABC):
 
     def linear(self, x: Any, bias: Any = None, activations: str | None = None, out: Array | None = None) -> F32:
         """x @ w.T + bias for x (..., cols): float32 (..., rows)."""
-        if self.ndim != 2:
+        if len(self._shape) != 2:
             raise ValueError(f"w: expected a matrix, got shape {self.shape}")
-        activations = current().activations if activations is None else activations
+        options = current()
+        if activations is None:
+            activations = options.activations
         matrix, leading = as_matrix("x", x, self._cols)
-        vector = as_bias(bias, self._rows)
-        shape = (*leading, self._rows)
+        vector = None if bias is None else as_bias(bias, self._rows)
+        batch = len(matrix)
+        shape = (batch, self._rows) if leading is None else (*leading, self._rows)
         if out is not None:
             check_out(out, shape)
-        batch = matrix.shape[0]
-        # Kernels write y where it lies in one piece apart from x.
-        direct = out if out is not None and out.flags.c_contiguous and not np.may_share_memory(out, matrix) else None
-        y = np.empty((batch, self._rows), np.float32) if direct is None else direct.reshape(batch, self._rows)
+        direct = out is not None and apart(out, matrix)
+        y = out.reshape(batch, self._rows) if out is not None and direct else np.empty((batch, self._rows), FLOAT32)
         if self.kernel(batch, activations) is None:
             self._decoded(matrix, y, vector)
         else:
-            self._fused(matrix, y, vector, activations)
+            self._fused(matrix, y, vector, options, activations)
         if out is None:
-            return y if len(shape) == 2 else y.reshape(shape)
-        if direct is None:
+            return y if leading is None else y.reshape(shape)
+        if not direct:
             out[...] = y.reshape(shape)
         return out
 
@@ -284,7 +285,7 @@ class CompactArray(ABC):
         with np.errstate(all="ignore"):
             for start, stop, panel in self._panels():
                 y += matrix[:, start:stop] @ panel
-        return y.reshape(*leading, self._cols)
+        return y if leading is None else y.reshape(*leading, self._cols)
 
     def __matmul__(self, x: Any) -> F32:  # w @ x
         return _swapped(self.linear, x)
@@ -315,10 +316,10 @@ class Transposed(CompactArray):
     """w.T: the same arrays, read the other way round. ``x @ w.T`` is the fused product."""
 
     def __init__(self, base: CompactArray) -> None:
-        if base.ndim != 2:
+        if len(base._shape) != 2:
             raise ValueError(f"T: expected a matrix, got shape {base.shape}")
-        super().__init__(base._scheme, base.shape[::-1])
-        self._base = base
+        self._scheme, self._base = base._scheme, base
+        self._rows, self._cols = self._shape = (base._cols, base._rows)
 
     @property
     def T(self) -> CompactArray:  # type: ignore[override]
@@ -369,7 +370,7 @@ class Transposed(CompactArray):
     def kernel(self, batch: int, activations: str) -> str | None:
         return None
 
-    def _fused(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+    def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
         raise NotImplementedError  # pragma: no cover - `kernel` names none
 
     @property

@@ -15,6 +15,7 @@ from pumice.layouts.base import CompactArray
 from pumice.layouts.dense import is_mapped
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
+from pumice.options import Options
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
 
@@ -40,6 +41,7 @@ class CompressedArray(CompactArray):
         super().__init__(scheme, shape)
         self.blocksize = block_of(scheme)
         self._indptr, self._indices, self._blocks, self._scales = indptr, indices, blocks, scales
+        self._weights: native.BlockSparse | None = None  # made by the first product
 
     @classmethod
     def chunk_rows(cls, scheme: Scheme) -> int:
@@ -196,8 +198,12 @@ class CompressedArray(CompactArray):
             return "matmul_f32_bsr"
         return None if activations == "float32" else "matmul_int_bsr"
 
-    def _fused(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        native.matmul_bsr(x, y, self._indptr, self._indices, self._blocks, self._scales, bias, activations)
+    def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
+        if self._weights is None:
+            self._weights = native.BlockSparse(
+                self._indptr, self._indices, self._blocks, self._scales, self._rows, self._cols
+            )
+        self._weights.matmul(x, y, bias, activations)
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -13,17 +12,17 @@ from pumice.layouts.base import CompactArray
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
-from pumice.options import current
+from pumice.options import Options
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
+from pumice.values.base import F32, Array, Arrays, Weights, codec_of, matrix_shape
 
 
-@dataclass(frozen=True)
 class Form:
-    """The arrays of a codec, canonical or prepacked; never changed once made."""
+    """The arrays of a codec, canonical or prepacked, and what multiplies with them; never changed once made."""
 
-    arrays: Arrays
-    prepacked: bool = False
+    def __init__(self, arrays: Arrays, prepacked: bool = False) -> None:
+        self.arrays, self.prepacked = arrays, prepacked
+        self.weights: Weights | None = None  # made by the first product
 
 
 @register
@@ -199,10 +198,14 @@ class DenseArray(CompactArray):
     def kernel(self, batch: int, activations: str) -> str | None:
         return self._codec.kernel(batch, activations)
 
-    def _fused(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        if current().prepack != "never" and not self._keep:
-            self.prepack()
-        self._codec.matmul(self._form.arrays, self._scheme, x, y, bias, activations)
+    def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
+        form = self._form
+        if self._codec.prepacks and not form.prepacked and not self._keep and options.prepack != "never":
+            form = self.prepack()._form
+        weights = form.weights
+        if weights is None:  # of threads that race here each makes one, and any will do
+            weights = form.weights = self._codec.weights(form.arrays, self._scheme, self._rows, self._cols)
+        weights.matmul(x, y, bias, activations)
 
     def prepack(self) -> Self:
         form = self._form

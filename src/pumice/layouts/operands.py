@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from pumice.values.base import F32, Array
 
 
+FLOAT32 = np.dtype(np.float32)
+
+
 def frozen(array: Array) -> Array:
     """A read-only view."""
     view = array.view()
@@ -41,8 +44,10 @@ def as_float32(name: str, value: Any) -> F32:
     return array.astype(np.float32)
 
 
-def as_matrix(name: str, x: Any, cols: int) -> tuple[F32, tuple[int, ...]]:
-    """x (..., cols) as a C-contiguous (batch, cols) matrix, and its leading shape."""
+def as_matrix(name: str, x: Any, cols: int) -> tuple[F32, tuple[int, ...] | None]:
+    """x (..., cols) as a C-contiguous (batch, cols) matrix, and its leading shape; None for a matrix as it should be."""
+    if type(x) is np.ndarray and x.dtype is FLOAT32 and x.ndim == 2 and x.shape[1] == cols and x.flags.c_contiguous:
+        return x, None
     array = as_float32(name, x)
     if array.ndim == 0 or array.shape[-1] != cols:
         raise ValueError(f"{name}: expected shape (..., {cols}), got {array.shape}")
@@ -64,8 +69,17 @@ def as_bias(bias: Any, rows: int) -> F32 | None:
 
 def check_out(out: NDArray[Any], shape: tuple[int, ...]) -> None:
     """Raise unless `out` can take a product of this shape."""
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+    if not isinstance(out, np.ndarray) or out.dtype != FLOAT32 or out.shape != shape:
         got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(f"out: expected float32 of shape {shape}, got {got}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
+
+
+def apart(out: Array, x: Array) -> bool:
+    """Whether a kernel can write `out` while it reads x: in one piece, and elsewhere."""
+    if not out.flags.c_contiguous:
+        return False
+    if out.base is None and x.base is None:  # both own their memory
+        return out is not x
+    return not np.may_share_memory(out, x)

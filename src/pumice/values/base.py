@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,12 @@ from pumice.scheme import Scheme, ValuesGrammar, register_values
 F32: TypeAlias = NDArray[np.float32]
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
+
+
+class Weights(Protocol):
+    """What multiplies: y = x @ w.T + bias, all float32 and C-contiguous, written to y."""
+
+    def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None: ...
 
 
 class Codec(ABC):
@@ -99,8 +105,8 @@ class Codec(ABC):
         """Name of the kernel for such a product; None: decode row panels and call BLAS."""
         return None
 
-    def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        """y = x @ w.T + bias through the kernel that `kernel` names."""
+    def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
+        """The arrays as the kernels that `kernel` names take them."""
         raise NotImplementedError  # pragma: no cover - only called where `kernel` names one
 
     prepacks: ClassVar[bool] = False

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Array, Arrays, Codec, register
+from pumice.values.base import F32, Array, Arrays, Codec, Weights, register
+
+
+@dataclass(frozen=True)
+class Blas:
+    """A matrix that NumPy multiplies with."""
+
+    w: F32
+
+    def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+        with np.errstate(all="ignore"):  # as our kernels: NaN and infinity are results, not events
+            np.matmul(x, self.w.T, out=y)
+        if bias is not None:
+            y += bias
 
 
 class Float32(Codec):
@@ -27,11 +41,8 @@ class Float32(Codec):
     def kernel(self, batch: int, activations: str) -> str | None:
         return "BLAS"
 
-    def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        with np.errstate(all="ignore"):  # as our kernels: NaN and infinity are results, not events
-            np.matmul(x, arrays[""].T, out=y)
-        if bias is not None:
-            y += bias
+    def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
+        return Blas(arrays[""])
 
     def encode_sparse(self, w: F32) -> tuple[Array, F32 | None]:
         return w, None

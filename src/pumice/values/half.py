@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Arrays, Codec
+from pumice.values.base import Arrays, Codec, Weights
 
 KERNEL_BATCH = 8  # beyond it, decoding row panels and BLAS is faster
 
@@ -25,6 +25,6 @@ class Half(Codec):
     def kernel(self, batch: int, activations: str) -> str | None:
         return "matmul_f32_half" if batch <= KERNEL_BATCH else None
 
-    def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
+    def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
         bits: NDArray[np.uint16] = arrays[""].view(np.uint16)
-        native.matmul_dense_half(x, y, bits, bias, self.dtype is np.uint16)
+        return native.DenseHalf(bits, self.dtype is np.uint16)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pumice._core import native
 from pumice.errors import FormatError, NonFiniteError
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Array, Arrays, Codec, matrix_shape
+from pumice.values.base import F32, Array, Arrays, Codec, Weights, matrix_shape
 
 PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
@@ -203,12 +203,9 @@ class Integer(Codec):
         fused = self.bits in FLOAT32_KERNEL_BITS and batch <= FLOAT32_KERNEL_BATCH
         return "matmul_f32_int" if fused else None
 
-    def matmul(self, arrays: Arrays, scheme: Scheme, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        group = self.group_of(scheme, x.shape[1])
-        zeros, minima = arrays.get("zero_point"), arrays.get("min")
-        native.matmul_dense_int(
-            x, y, arrays["packed"], arrays["scale"], zeros, bias, self.bits, group, activations, minima=minima
-        )
+    def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
+        codes, scales, zeros, minima = (arrays.get(name) for name in ("packed", "scale", "zero_point", "min"))
+        return native.DenseInt(codes, scales, zeros, minima, rows, cols, self.bits, self.group_of(scheme, cols))
 
     def prepack(self, arrays: Arrays, cols: int) -> Arrays:
         packed = native.prepack_dense(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
