@@ -53,13 +53,12 @@ def dense(rows=3, cols=32, bits=4, group=32):
 def test_a_dense_product_refuses_what_does_not_fit_and_names_it(change, message):
     codes, scales = dense()
     arguments = {
-        "x": np.zeros((2, 32), F32), "y": np.zeros((2, 3), F32), "codes": codes, "scales": scales, "zeros": None, "minima": None,
-        "bias": None, "bits": 4, "group": 32, "activations": "int16",
+        "x": np.zeros((2, 32), F32), "y": np.zeros((2, 3), F32), "codes": codes, "scales": scales, "zeros": None,
+        "minima": None, "bias": None, "bits": 4, "group": 32, "activations": "int16",
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        w = native.DenseInt(
-            *(arguments[name] for name in ("codes", "scales", "zeros", "minima")), 3, 32, arguments["bits"], arguments["group"]
-        )
+        parts = (arguments[name] for name in ("codes", "scales", "zeros", "minima"))
+        w = native.DenseInt(*parts, 3, 32, arguments["bits"], arguments["group"])
         w.matmul(*(arguments[name] for name in ("x", "y", "bias", "activations")))
 
 

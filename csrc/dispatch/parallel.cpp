@@ -32,6 +32,8 @@ constexpr int64_t kChunksPerThread = 8;         // evens out threads of unequal 
 constexpr int64_t kBytesPerThread = 100 << 10;  // 10 us of reading: below, joining costs more
 constexpr int64_t kWakeBytes = 1500 << 10;      // 150 us at 10 GB/s: below, waking costs more
 constexpr int64_t kMaxSpin = 200'000;           // ns that a worker waits for the next job
+constexpr int64_t kWakeNs = 200'000;            // ns of short jobs in a stream, after which waking pays, too
+constexpr int64_t kStreamGap = 50'000;          // ns between two jobs of a stream, at most
 constexpr int64_t kCallerSpin = 50'000;         // ns that the caller waits for the last worker
 
 constexpr uint64_t kOpen = 1, kInside = 1 << 1, kSeat = 1 << 17, kNumber = uint64_t{1} << 32;
@@ -124,6 +126,7 @@ struct Work {
     return std::min(low * align, count);
   }
 
+  void run_all() const noexcept { job(context, {0, count}); }
   void run(int64_t chunk) const noexcept {
     const Range range{boundary(chunk), boundary(chunk + 1)};
     if (range.begin < range.end) job(context, range);
@@ -139,7 +142,9 @@ struct Pool {
   std::atomic<bool> caller_waits{false};
   std::atomic<int> parked{0};
   std::atomic<int64_t> spin_ns{0};
-  int started = 0;  // workers; belongs to the holder of `busy`
+  std::atomic<int64_t> alone_ns{0};  // of the short jobs since the stream began that ran on their callers alone
+  std::atomic<int64_t> alone_end{0};  // when the last of them ended
+  std::atomic<int> started{0};  // workers; changed by the holder of `busy`
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t job_opened = PTHREAD_COND_INITIALIZER;
   pthread_cond_t all_left = PTHREAD_COND_INITIALIZER;
@@ -286,22 +291,33 @@ int threads_worth(int64_t cost_bytes) noexcept {
   return static_cast<int>(std::min<int64_t>(worth, get_num_threads()));
 }
 
-// True if the job was run by the pool; false if the caller is better off alone.
-bool run_in_pool(Work& work, int threads, int64_t cost_bytes) noexcept {
-  const bool worth_waking = cost_bytes >= kWakeBytes;
-  if (!worth_waking && pool.parked.load() >= pool.started) return false;
-  if (worth_waking) start_workers(threads - 1);
-  if (pool.started == 0) return false;
-
+void run_in_pool(const Work& work, int threads, bool wakes) noexcept {
+  if (wakes) start_workers(threads - 1);
   const int64_t start = now_ns();
   pool.work = work;
   open_gate(threads - 1);
-  if (worth_waking) wake(threads - 1);
+  if (wakes) wake(threads - 1);
   run_chunks();
   close_gate();
   const bool may_spin = !config().budget.quota && get_num_threads() <= config().budget.cpus;
   pool.spin_ns.store(may_spin ? std::min(kMaxSpin, now_ns() - start) : 0,
                      std::memory_order_relaxed);
+}
+
+// Runs a job that is too short to wake workers for. One alone is; but when a stream of them has cost as much as waking does,
+// it pays to wake: at worst all of them together take twice the time of the better choice. Returns false if it is so far.
+bool run_alone(const Work& work) noexcept {
+  const int64_t start = now_ns();
+  int64_t spent = pool.alone_ns.load(std::memory_order_relaxed);
+  if (start - pool.alone_end.load(std::memory_order_relaxed) > kStreamGap) spent = 0;
+  if (spent >= kWakeNs) {
+    pool.alone_ns.store(0, std::memory_order_relaxed);
+    return false;
+  }
+  work.run_all();
+  const int64_t end = now_ns();
+  pool.alone_ns.store(spent + end - start, std::memory_order_relaxed);
+  pool.alone_end.store(end, std::memory_order_relaxed);
   return true;
 }
 
@@ -310,13 +326,17 @@ void run_work(Work& work, int64_t cost_bytes) noexcept {
   const DefaultFloat environment;
   const int threads = threads_worth(cost_bytes);
   const int64_t units = (work.count - 1) / work.align + 1;
-  if (threads > 1 && units > 1 && !pool.busy.exchange(true)) {
-    work.chunks = std::min(units, threads * kChunksPerThread);
-    const bool done = run_in_pool(work, threads, cost_bytes);
-    pool.busy.store(false);
-    if (done) return;
+  if (threads == 1 || units == 1) return work.run_all();
+  const bool asleep = pool.parked.load() >= pool.started.load(std::memory_order_relaxed);
+  bool wakes = cost_bytes >= kWakeBytes;
+  if (asleep && !wakes) {
+    if (run_alone(work)) return;
+    wakes = true;
   }
-  work.job(work.context, {0, work.count});
+  if (pool.busy.exchange(true)) return work.run_all();
+  work.chunks = std::min(units, threads * kChunksPerThread);
+  run_in_pool(work, threads, wakes);
+  pool.busy.store(false);
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ void as_many_threads_work_as_were_set() {
 }
 
 #if defined(__SANITIZE_THREAD__)
-constexpr int64_t kChildCost = 1'000'000;  // its runtime cannot start threads in such a child
+constexpr int64_t kChildCost = 1000;  // its runtime cannot start threads in such a child
 #else
 constexpr int64_t kChildCost = kLong;
 #endif
@@ -213,6 +213,34 @@ void short_jobs_stay_on_the_caller() {
   Visits visits(1000);
   parallel_for(1000, 1, 1000, Visits::visit, &visits);
   CHECK(visits.calls == 1);
+}
+
+// A job that is too short to wake anybody, and long enough to be shared: the number of threads that did some of it.
+int threads_of_a_short_job() {
+  struct Seen {
+    pthread_t caller = pthread_self();
+    std::atomic<bool> other{false};
+  } seen;
+  const Job job = [](void* context, Range) noexcept {
+    auto& self = *static_cast<Seen*>(context);
+    if (pthread_equal(pthread_self(), self.caller) == 0) self.other = true;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(5);
+    while (std::chrono::steady_clock::now() < end) {
+    }
+  };
+  parallel_for(1000, 1, 500 << 10, job, &seen);
+  return seen.other ? 2 : 1;
+}
+
+void a_stream_of_short_jobs_wakes_the_workers() {
+  set_num_threads(2);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // they park
+  CHECK(threads_of_a_short_job() == 1);
+  int jobs = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (threads_of_a_short_job() == 1 && std::chrono::steady_clock::now() < end) ++jobs;
+  CHECK(std::chrono::steady_clock::now() < end);
+  CHECK(jobs > 1);
 }
 
 void workers_leave_signals_to_the_program() {
@@ -330,6 +358,7 @@ int main() {
   chunks_have_equal_stored_size();
   as_many_threads_work_as_were_set();
   short_jobs_stay_on_the_caller();
+  a_stream_of_short_jobs_wakes_the_workers();
   workers_leave_signals_to_the_program();
   jobs_see_the_default_float_environment();
   cgroup_quotas_limit_the_threads();

@@ -61,15 +61,15 @@ class Weights:
     """Weights as kernels see them: checked when made, so that a product looks at x and y only."""
 
     def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None:
-        """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place. `activations` is "int16", "int8" or "float32".
+        """y (batch, rows) = x (batch, cols) @ w.T + bias, written in place; all C-contiguous.
 
-        All are C-contiguous; ValueError names what does not fit. Where the weights are not integers, `activations` does
-        not matter.
+        `activations` is "int16", "int8" or "float32", and matters for integer weights only. ValueError names what does
+        not fit.
         """
 
 class DenseInt(Weights):
-    """Integer codes. 2-D `codes` are the canonical form, with scales, zeros and minima (rows, groups); 4-D the prepacked
-    one, with (panels, groups, 16). `minima` have the dtype of `scales` and exclude `zeros`."""
+    """Integer codes. 2-D `codes` are the canonical form, with scales, zeros and minima (rows, groups); 4-D ones the
+    prepacked form, with (panels, groups, 16). `minima` have the dtype of `scales` and exclude `zeros`."""
 
     def __init__(
         self,

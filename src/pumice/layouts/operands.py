@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pumice.values.base import F32, Array
 
-
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -45,7 +44,7 @@ def as_float32(name: str, value: Any) -> F32:
 
 
 def as_matrix(name: str, x: Any, cols: int) -> tuple[F32, tuple[int, ...] | None]:
-    """x (..., cols) as a C-contiguous (batch, cols) matrix, and its leading shape; None for a matrix as it should be."""
+    """x (..., cols) as a C-contiguous (batch, cols) matrix, and its leading shape; None if x is such a matrix."""
     if type(x) is np.ndarray and x.dtype is FLOAT32 and x.ndim == 2 and x.shape[1] == cols and x.flags.c_contiguous:
         return x, None
     array = as_float32(name, x)
