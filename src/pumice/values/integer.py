@@ -204,7 +204,7 @@ class Integer(Codec):
         return "matmul_f32_int" if fused else None
 
     def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
-        codes, scales, zeros, minima = (arrays.get(name) for name in ("packed", "scale", "zero_point", "min"))
+        codes, scales, zeros, minima = arrays["packed"], arrays["scale"], arrays.get("zero_point"), arrays.get("min")
         return native.DenseInt(codes, scales, zeros, minima, rows, cols, self.bits, self.group_of(scheme, cols))
 
     def prepack(self, arrays: Arrays, cols: int) -> Arrays:
