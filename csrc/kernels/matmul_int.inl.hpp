@@ -112,21 +112,21 @@ struct Sums {
     };
     Codes high[kSlices];
     if constexpr (kHigh != 0) unroll<kSlices>([&](auto s) { high[s] = load(s, kHighWord); });
-    unroll<kCount>([&](auto word) {
+    unroll<kCount>([&](auto word) ALWAYS_INLINE {
       Codes low[kSlices];
       unroll<kSlices>([&](auto s) {
         if (s % kPanelSlices == 0) prefetch(codes + s / kPanelSlices * stride + (kFrom + word) * kWordBytes + kAhead);
         low[s] = kVectors * kChains <= kFewSums ? once(load(s, kFrom + word)) : load(s, kFrom + word);
         if constexpr (kBits == 8) low[s] = flip(low[s], mask);
       });
-      unroll<kPerByte>([&](auto part) {
+      unroll<kPerByte>([&](auto part) ALWAYS_INLINE {
         constexpr int kStep = decltype(word){} * kPerByte + decltype(part){};
         Codes bytes[kSlices];
         unroll<kSlices>([&](auto s) {
           bytes[s] = bytes_of<kLow>(low[s], part);
           if constexpr (kHigh != 0) bytes[s] = with_high<kLow, kHigh>(bytes[s], high[s], kFrom * kPerByte + kStep);
         });
-        unroll<kRows>([&](auto m) {
+        unroll<kRows>([&](auto m) ALWAYS_INLINE {
           const uint8_t* quad = quads + (kStep * D::kPlanes * kRows + m) * 4;
           const auto digits = D::load(quad, quad + kRows * 4);
           unroll<kSlices>([&](auto s) { dots[m][s][(kTurn + kStep) % kChains].add(bytes[s], digits); });

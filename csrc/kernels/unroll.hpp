@@ -2,6 +2,9 @@
 // before its own unroller runs; a plain loop over them leaves the accumulators on the stack, silently and four times slower.
 #pragma once
 
+// For lambdas with accumulators: one that is called keeps them in memory, and `flatten` does not reach into large ones.
+#define ALWAYS_INLINE __attribute__((always_inline))
+
 namespace pumice {
 namespace {
 
