@@ -66,6 +66,22 @@ uint32_t load_word(const uint8_t* p) noexcept {
   return word;
 }
 
+// 4 words of 4 rows, `stride` bytes apart -> word by word, kPanelRows * 4 bytes apart.
+inline void transpose_words(const uint8_t* in, int64_t stride, uint8_t* out) noexcept {
+  using Words = uint32_t __attribute__((vector_size(16)));
+  Words a, b, c, d;
+  std::memcpy(&a, in, 16);
+  std::memcpy(&b, in + stride, 16);
+  std::memcpy(&c, in + 2 * stride, 16);
+  std::memcpy(&d, in + 3 * stride, 16);
+  const Words ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Words cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Words words[4] = {
+      __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+      __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) std::memcpy(out + i * kPanelRows * 4, &words[i], 16);
+}
+
 // Column of step `step`, byte `i`, of a unit.
 constexpr int column_of(const Unit& unit, int step, int i) {
   const int per_byte = 8 / unit.low;
@@ -249,7 +265,6 @@ void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_
 
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, int64_t begin, int64_t end,
              uint8_t* panels) noexcept {
-  constexpr int64_t kTile = 16;  // words of a row read together: one cache line
   const Unit unit = unit_of(bits);
   const int64_t words = row_words(cols, bits), size = panel_words(cols, bits) * kPanelRows * 4;
   for (int64_t panel = begin; panel < end; ++panel) {
@@ -261,12 +276,18 @@ void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, int64_
       for (int64_t r = 0; r < used; ++r) split_planes(in + r * words * 4, cols, bits, out + r * 4);
       continue;
     }
-    for (int64_t tile = 0; tile < words; tile += kTile) {
-      const int64_t stop = std::min(words, tile + kTile);
+    int64_t word = 0;
+    if (used == kPanelRows) {
+      for (; word + 4 <= words; word += 4) {
+        // The rows of a panel lie one after the other: memory is read ahead in one stream, however often rows change here.
+        const uint8_t* ahead = in + kPanelRows * (words + word) * 4;
+        for (int line = 0; line < 4; ++line) __builtin_prefetch(ahead + line * 64);
+        for (int64_t r = 0; r < kPanelRows; r += 4) transpose_words(in + (r * words + word) * 4, words * 4, out + (word * kPanelRows + r) * 4);
+      }
+    }
+    for (; word < words; ++word) {
       for (int64_t r = 0; r < used; ++r) {
-        for (int64_t word = tile; word < stop; ++word) {
-          std::memcpy(out + (word * kPanelRows + r) * 4, in + (r * words + word) * 4, 4);
-        }
+        std::memcpy(out + (word * kPanelRows + r) * 4, in + (r * words + word) * 4, 4);
       }
     }
   }
