@@ -72,7 +72,7 @@ define sanitized
 	@cp build/$(1)/native*.so build/$(1)/site/pumice/_core/
 endef
 
-NATIVE_TESTS := tests/test_native.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py \
+NATIVE_TESTS := tests/test_native.py tests/test_minima.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py \
   tests/test_memory_safety.py tests/conformance
 
 sanitize: $(VENV)/with-test $(VENV)/with-build
