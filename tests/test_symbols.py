@@ -2,10 +2,13 @@
 
 Two ways it happens: the linker keeps an AVX-512 copy of an inline function that baseline code also
 uses (so ISA objects may hold no weak symbol), or a baseline file gets a wide flag.
+
+`PUMICE_CROSS=aarch64-linux-gnu-` tests what that cross compiler makes (make test-arm).
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -17,9 +20,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
-TOOLS = ("c++", "nm", "objdump")
-WIDE = {"avx2", "avx512"}
-X86 = platform.machine() in ("x86_64", "AMD64")
+CROSS = os.environ.get("PUMICE_CROSS", "")
+CXX, NM, OBJDUMP = TOOLS = (f"{CROSS}g++" if CROSS else "c++", f"{CROSS}nm", f"{CROSS}objdump")
+X86 = (CROSS or platform.machine()).startswith(("x86_64", "AMD64"))
+WIDE = {"avx2", "avxvnni", "avx512"} if X86 else {"neon"}
+
+# Of the wide instructions of each ISA: one that must be there, and those that its processors may lack.
+SIGNS = {
+    "avx2": (r"vpmaddubsw ", r"vpdp|%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)"),
+    "avxvnni": (r"\{vex\} vpdpbusd ", r"^vpdp|%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)"),
+    "avx512": (r"vpdpbusd .*%zmm", r"\{vex\}|\btdp"),
+}
 
 # Instructions beyond x86-64 v1: VEX and EVEX ones begin with v, then BMI, mask registers, SSSE3 and
 # SSE4. Not tzcnt: compilers write bsf that way, which old processors understand.
@@ -44,7 +55,7 @@ def _code_flags(words: str) -> list[str]:
 def _isa_flags() -> dict[str, list[str]]:
     """Flags of each ISA file, as CMakeLists.txt gives them to pumice_isa()."""
     found = re.findall(r"\bpumice_isa\((\w+)([^)]*)\)", _cmake_text())
-    return {name: _code_flags(words) for name, words in found if X86 or name not in WIDE}
+    return {name: _code_flags(words) for name, words in found if name in WIDE or name == "scalar"}
 
 
 def _core_flags() -> list[str]:
@@ -66,7 +77,7 @@ def _run(*command: str | Path) -> str:
 
 def _compile(source: Path, flags: list[str], target: Path) -> Path:
     _run(
-        "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-I", CSRC,
+        CXX, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-I", CSRC,
         *_core_flags(), *(f"-DPUMICE_HAS_{name}" for name in _isa_flags()),
         *flags, "-c", source, "-o", target,
     )  # fmt: skip
@@ -82,6 +93,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip(f"needs a compiler and binutils; not found: {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("objects")
     isas = _isa_flags()
+    empty = folder / "empty.cpp"
+    empty.touch()
+    for isa, flags in isas.items():
+        try:
+            _compile(empty, flags, folder / "empty.o")
+        except AssertionError as error:  # CMake leaves that ISA out
+            pytest.skip(f"the compiler cannot build {isa}: {error}")
     jobs = [(isa, CSRC / "isa" / f"{isa}.cpp", [*flags, "-O0"]) for isa, flags in isas.items()]
     jobs += [(path.stem, path, ["-O2"]) for path in _baseline_sources()]
     with ThreadPoolExecutor(2) as pool:
@@ -91,15 +109,19 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _symbols(path: Path, *options: str) -> list[tuple[str, str]]:
     """(type letter, demangled name) of each symbol."""
-    found = re.findall(r"^[\da-f ]{16} (\S) (.*)$", _run("nm", "-C", *options, path), re.MULTILINE)
+    found = re.findall(r"^[\da-f ]{16} (\S) (.*)$", _run(NM, "-C", *options, path), re.MULTILINE)
     return [(letter, name) for letter, name in found]
+
+
+def _disassembly(path: Path) -> list[str]:
+    return _run(OBJDUMP, "-d", "-C", "--no-show-raw-insn", path).splitlines()
 
 
 def _instructions_beyond_baseline(path: Path) -> dict[str, str]:
     """Instruction -> the function where it was first seen."""
     found: dict[str, str] = {}
     function = ""
-    for line in _run("objdump", "-d", "-C", "--no-show-raw-insn", path).splitlines():
+    for line in _disassembly(path):
         if header := re.match(r"[\da-f]+ <(.*)>:$", line):
             function = header[1]
         code = re.match(r"\s+[\da-f]+:\s+(\S+)(.*)", line)
@@ -110,9 +132,8 @@ def _instructions_beyond_baseline(path: Path) -> dict[str, str]:
 
 def test_every_isa_file_is_in_the_build() -> None:
     files = {path.stem for path in (CSRC / "isa").glob("*.cpp")}
-    assert files
-    assert "scalar" in files
-    assert {name for name in files if X86 or name not in WIDE} == set(_isa_flags())
+    assert files == {"scalar", *SIGNS}
+    assert set(_isa_flags()) == {"scalar", *WIDE}
 
 
 def test_no_isa_object_has_a_weak_symbol(objects: dict[str, Path]) -> None:
@@ -133,6 +154,15 @@ def test_baseline_objects_use_plain_x86_64_instructions_only(objects: dict[str, 
     assert {"integer", "api", "cpu", "parallel"} <= set(names)
     wide = {name: _instructions_beyond_baseline(objects[name]) for name in names}
     assert not any(wide.values()), wide
+
+
+@pytest.mark.parametrize("isa", sorted(WIDE))
+def test_an_isa_object_uses_its_own_instructions_and_none_of_a_later_one(isa: str, objects: dict[str, Path]) -> None:
+    present, absent = SIGNS[isa]
+    code = [line.split(":", 1)[1].strip() for line in _disassembly(objects[isa]) if re.match(r"\s+[\da-f]+:", line)]
+    assert any(re.search(present, line) for line in code)
+    assert [line for line in code if re.search(absent, line)] == []
+    assert [line for line in _disassembly(objects["scalar"]) if re.search(present, line)] == []
 
 
 @pytest.mark.skipif(not X86, reason="looks for x86 instructions")

@@ -18,7 +18,7 @@ namespace pumice {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avxvnni = false, avx512 = false;
 };
 
 #if defined(__x86_64__)
@@ -30,7 +30,7 @@ bool has(unsigned word, std::initializer_list<int> bits) noexcept {
   return true;
 }
 
-// Bit numbers: Intel SDM volume 2A, CPUID leaf 1 and leaf 7; XCR0: volume 1, section 13.3.
+// Bit numbers: Intel SDM volume 2A, CPUID leaf 1 and leaf 7 (subleaves 0 and 1); XCR0: volume 1, section 13.3.
 Features detect() noexcept {
   Features features;
   unsigned eax, ebx, ecx, edx;
@@ -49,6 +49,12 @@ Features detect() noexcept {
   features.avx2 = has(ebx, {kAvx2});
   features.avx512 = features.avx2 && has(xcr0, {kOpmask, kZmmLow, kZmmHigh}) &&
                     has(ebx, {kF, kDq, kBw, kVl}) && has(ecx, {kVbmi, kVbmi2, kVnni});
+
+  const unsigned last_subleaf = eax;
+  constexpr int kAvxVnni = 4;  // EAX
+  if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
+    features.avxvnni = features.avx2 && has(eax, {kAvxVnni});
+  }
   return features;
 }
 
@@ -166,6 +172,8 @@ const char* isa_name(Isa isa) noexcept {
       return "scalar";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvxVnni:
+      return "avxvnni";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kNeon:
@@ -180,6 +188,8 @@ bool cpu_supports(Isa isa) noexcept {
       return true;
     case Isa::kAvx2:
       return features().avx2;
+    case Isa::kAvxVnni:
+      return features().avxvnni;
     case Isa::kAvx512:
       return features().avx512;
     case Isa::kNeon:

@@ -6,6 +6,7 @@ namespace pumice {
 enum class Isa {
   kScalar,  // the compiler's baseline
   kAvx2,    // AVX2, FMA, F16C
+  kAvxVnni,  // AVX2 and AVX-VNNI: Alder Lake and Zen 5
   kAvx512,  // F, BW, VL, DQ, VNNI, VBMI, VBMI2: Ice Lake and Zen 4
   kNeon,    // AdvSIMD, on every arm64
 };

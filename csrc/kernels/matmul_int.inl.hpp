@@ -97,7 +97,7 @@ template <int kBits, bool kTwoDigits, int kRows>
 inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t row, int64_t k, int64_t stop, bool half,
                              const int32_t* starts, const I32* zeros, F32 (&products)[kRows][kSlices]) {
   constexpr int kCols = unit_of(kBits).cols, kWords = unit_of(kBits).low_words, kSteps = kCols / 4;
-  constexpr int kChains = kRows * kSlices <= 4 ? 2 : 1;
+  constexpr int kChains = kRows * kSlices <= kTwoChains<kTwoDigits> ? 2 : 1;
   using D = Dot<kBits, kTwoDigits>;
   D dots[kRows][kSlices][kChains];
   unroll<kRows>([&](auto m) {

@@ -7,13 +7,15 @@
 #include <cstdint>
 #include <cstring>
 
-namespace pumice::scalar {
+namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 1;
 constexpr int kTilePanels = 1;       // panels of w that matmul_int takes together
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = 1;         // rows of x that it takes together
+template <bool kTwoDigits>
+constexpr int kTwoChains = 4;        // rows of x times vectors of w up to which each has two chains of sums
 
 using F32 = float;
 using I32 = int32_t;
@@ -124,4 +126,4 @@ struct Dot {
 };
 
 }  // namespace
-}  // namespace pumice::scalar
+}  // namespace pumice::PUMICE_ISA
