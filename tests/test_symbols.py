@@ -30,6 +30,7 @@ SIGNS = {
     "avx2": (r"vpmaddubsw ", r"vpdp|%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)"),
     "avxvnni": (r"\{vex\} vpdpbusd ", r"^vpdp|%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)"),
     "avx512": (r"vpdpbusd .*%zmm", r"\{vex\}|\btdp"),
+    "neon": (r"sdot\s", r"\b[su]mmla\b|\busdot\b|\bz\d+\.[bhsd]\b"),
 }
 
 # Instructions beyond x86-64 v1: VEX and EVEX ones begin with v, then BMI, mask registers, SSSE3 and

@@ -165,7 +165,7 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
   on_pool(batch, 1, batch * w.cols * 8, [&](Range range) {
     for (int64_t m = range.begin; m < range.end; ++m) {
       kernel.quantize_row(io.x + (first + m) * w.cols, w.cols, two_digits, a, m);
-      kernel.spread_row(a, batch, m, w.bits, segment, w.zeros ? 1 : 1 << (w.bits - 1), two_digits);
+      kernel.spread_row(a, batch, m, w.bits, segment, w.zeros ? kOwnZeros : 1 << (w.bits - 1), two_digits);
     }
   });
   const Status status = for_tiles(w, batch, kTilePanels, [&](const DenseInt& tile, int64_t row) {

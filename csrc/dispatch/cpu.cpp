@@ -12,13 +12,16 @@
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace pumice {
 namespace {
 
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512 = false;
+  bool avx2 = false, avxvnni = false, avx512 = false, neon = false;
 };
 
 #if defined(__x86_64__)
@@ -60,7 +63,15 @@ Features detect() noexcept {
 
 #else
 
-Features detect() noexcept { return {}; }
+Features detect() noexcept {
+  Features features;
+#if defined(__aarch64__) && defined(__linux__)
+  features.neon = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  features.neon = true;  // every one of them has dot products
+#endif
+  return features;
+}
 
 #endif
 
@@ -193,11 +204,7 @@ bool cpu_supports(Isa isa) noexcept {
     case Isa::kAvx512:
       return features().avx512;
     case Isa::kNeon:
-#if defined(__aarch64__)
-      return true;
-#else
-      return false;
-#endif
+      return features().neon;
   }
   return false;
 }

@@ -109,7 +109,7 @@ inline void segment_products(const Tile& tile, const QuantizedRows& a, int64_t r
   });
   constexpr int64_t kQuads = kSteps * D::kPlanes * kRows * 4;           // bytes of the quads of a unit
   constexpr int64_t kUnitBytes = unit_of(kBits).words * kPanelRows * 4;
-  const uint32_t mask = tile.w.flip * 0x01010101u;
+  const uint32_t mask = (tile.w.flip ^ static_cast<uint32_t>(kOffset<kBits>)) * 0x01010101u;
   const int64_t last = ceil_div(stop, kCols);
   int64_t unit = k / kCols;
   int64_t at = unit * kUnitBytes;
@@ -164,7 +164,12 @@ __attribute__((flatten)) void tile_rows(const DenseInt& w, const QuantizedRows& 
   for (int64_t group = 0; group < tile.groups; ++group) {
     const int64_t begin = group * w.group, end = begin + w.group < w.cols ? begin + w.group : w.cols;
     I32 zeros[kSlices];
-    if (w.zeros) unroll<kSlices>([&](auto s) { zeros[s] = load_u8(w.zeros + tile.group_at(group, s)); });
+    if (w.zeros) {
+      unroll<kSlices>([&](auto s) {
+        zeros[s] = load_u8(w.zeros + tile.group_at(group, s));
+        if constexpr (kOffset<kBits> != 0) zeros[s] = sub(zeros[s], set_i32(kOffset<kBits>));
+      });
+    }
     const I32* own = w.zeros ? zeros : nullptr;
     F32 sum[kRows][kSlices];  // of the group's segments; the first product is the sum so far
     const int64_t first = begin + segment < end ? begin + segment : end;

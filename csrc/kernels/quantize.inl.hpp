@@ -128,13 +128,14 @@ void spread_row(QuantizedRows a, int64_t batch, int64_t row, int bits, int64_t s
   const int64_t tile = row / a.height * a.height, height = batch - tile < a.height ? batch - tile : a.height;
   with_bits(bits, [&](auto constant) {
     constexpr int kBits = decltype(constant){};
+    if (zero != kOwnZeros) zero -= kOffset<kBits>;
     (two_digits ? spread<kBits, true> : spread<kBits, false>)(a, row, tile, height);
   });
   int32_t* starts = a.starts + tile * a.segments + (row - tile);
   for (int64_t i = 0; i < a.segments; ++i) {
     int32_t sum = 0;
     for (int64_t k = 0; k < segment; ++k) sum += a.codes[row * a.padded + i * segment + k];
-    starts[i * height] = -zero * sum;
+    starts[i * height] = zero == kOwnZeros ? -sum : -zero * sum;
   }
   float* steps = a.steps + tile * a.blocks + (row - tile);
   for (int64_t i = 0; i < a.blocks; ++i) steps[i * height] = a.scales[row * a.blocks + i];

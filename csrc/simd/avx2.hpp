@@ -10,6 +10,8 @@ template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kBits > 4 || kTwoDigits ? 4 : 5;  // as many sums as there are registers for
 template <bool kTwoDigits>
 constexpr int kTwoChains = 4;
+template <int kBits>
+constexpr int kOffset = 0;
 
 // int16 pairs and vpmaddwd: exact for 8-bit codes too, on which vpmaddubsw would saturate.
 template <int kBits, bool kTwoDigits>

@@ -17,6 +17,8 @@ template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kBits != 4 && kBits != 8 ? 4 : kTwoDigits ? 6 : 12;
 template <bool kTwoDigits>
 constexpr int kTwoChains = 4;
+template <int kBits>
+constexpr int kOffset = 0;
 
 using F32 = __m512;
 struct I32 {

@@ -10,6 +10,8 @@ template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kTwoDigits ? 2 : kBits == 8 ? 6 : 5;  // as many sums as there are registers for, beside the codes
 template <bool kTwoDigits>
 constexpr int kTwoChains = kTwoDigits ? 2 : 4;
+template <int kBits>
+constexpr int kOffset = 0;
 
 inline I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
 template <int kBy>

@@ -16,6 +16,8 @@ template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = 1;         // rows of x that it takes together
 template <bool kTwoDigits>
 constexpr int kTwoChains = 4;        // rows of x times vectors of w up to which each has two chains of sums
+template <int kBits>
+constexpr int kOffset = 0;           // Dot takes code - kOffset, 0 or 128: a signed byte where the ISA has no products of others
 
 using F32 = float;
 using I32 = int32_t;
