@@ -5,14 +5,16 @@ VENV := .venv
 comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar lint bench promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm lint bench promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
 	@echo "make test         run the tests"
 	@echo "make test-scalar  run the tests on the scalar kernels"
+	@echo "make test-baseline  the scalar kernels on an emulated processor without AVX (needs qemu-user)"
+	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy and SciPy"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
@@ -49,6 +51,32 @@ test-scalar: $(VENV)/with-test
 	@echo "== running the tests on the scalar kernels"
 	@PUMICE_ISA=scalar $(BIN)/python -m pytest -q
 
+# Fails and names the Debian package $(2) if there is no program $(1).
+needs = command -v $(1) >/dev/null || { echo "make: $(1) not found; on Debian: apt install $(2)"; exit 1; }
+
+# Nehalem is x86-64-v2, the least that NumPy's wheels run on. No test here starts a process: it would run outside of qemu.
+# OPENBLAS_CORETYPE: one that is set for the real processor would pass over the emulated one.
+NEHALEM := OPENBLAS_CORETYPE=Nehalem qemu-x86_64 -cpu Nehalem
+BASELINE_TESTS := tests/test_native.py tests/test_ops.py tests/test_pruning.py tests/test_scheme.py
+test-baseline: $(VENV)/with-test
+	@$(call needs,qemu-x86_64,qemu-user)
+	@echo "== running $(BASELINE_TESTS) on an emulated Nehalem"
+	@$(NEHALEM) $(BIN)/python -c "from pumice._core import native; assert native.isas() == ('scalar',), native.isas()"
+	@$(NEHALEM) $(BIN)/python -m pytest -q $(BASELINE_TESTS)
+
+ARM := aarch64-linux-gnu
+test-arm: $(VENV)/with-test $(VENV)/with-build
+	@$(call needs,$(ARM)-g++,g++-$(ARM))
+	@$(call needs,qemu-aarch64,qemu-user)
+	@echo "== building the self-tests for arm64"
+	@$(BIN)/cmake -S . -B build/arm -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM)-g++ \
+	  -DCMAKE_EXE_LINKER_FLAGS=-static -DPUMICE_SELF_TEST=ON -DPUMICE_EXTENSION=OFF >build/arm.log
+	@$(BIN)/ninja -C build/arm >>build/arm.log || { cat build/arm.log; exit 1; }
+	@qemu-aarch64 -cpu max build/arm/kernel_test neon scalar
+	@qemu-aarch64 -cpu cortex-a53 build/arm/kernel_test scalar  # no dot products
+	@qemu-aarch64 -cpu max build/arm/pool_test --no-fork
+	@PUMICE_CROSS=$(ARM)- $(BIN)/python -m pytest -q tests/test_symbols.py
+
 lint: $(VENV)/with-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -66,7 +94,7 @@ fuzz: $(VENV)/with-test $(VENV)/with-fuzz
 # An extension built with the sanitizers $(2), in build/$(1); Python itself is not, so their runtimes are loaded first.
 define sanitized
 	@echo "== building the extension with -fsanitize=$(2)"
-	@$(BIN)/cmake -S . -B build/$(1) -G Ninja -DPUMICE_SANITIZE=$(2) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/$(1).log
+	@$(BIN)/cmake -S . -B build/$(1) -G Ninja -DPUMICE_SANITIZE=$(2) -DPUMICE_SELF_TEST=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/$(1).log
 	@$(BIN)/ninja -C build/$(1) >>build/$(1).log
 	@rm -rf build/$(1)/site && mkdir -p build/$(1)/site && cp -r src/pumice build/$(1)/site/ && rm -f build/$(1)/site/pumice/_core/*.so
 	@cp build/$(1)/native*.so build/$(1)/site/pumice/_core/
@@ -77,6 +105,7 @@ NATIVE_TESTS := tests/test_native.py tests/test_minima.py tests/test_ops.py test
 
 sanitize: $(VENV)/with-test $(VENV)/with-build
 	$(call sanitized,sanitize,address$(comma)undefined)
+	@build/sanitize/kernel_test
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/sanitize/site PYTHONMALLOC=malloc $(BIN)/python -m pytest -q $(NATIVE_TESTS) -k "not threadpoolctl_finds"
 

@@ -12,6 +12,8 @@ constexpr int64_t kPanelRows = 16;  // rows of one panel of the prepacked form
 constexpr int64_t kBlock = 128;     // columns that share an activation scale
 constexpr int64_t kMinGroup = 16;   // columns of the smallest group of weights
 
+constexpr int32_t kOwnZeros = -1;   // in place of the zero of all codes: every group of every row has its own
+
 // How x enters the product (docs/formats.md, "Activations").
 enum class Activations : int { kInt16, kInt8, kFloat32 };
 
@@ -120,6 +122,7 @@ struct QuantizedRows {
 // quads:  [tile][step][plane][row of the tile], 4 bytes each: the 4 columns of a step (Unit). Planes: an ISA with byte dot
 //         products has the int8 digits hi and lo (or one plane), the others the int16 pairs (a0, a2) and (a1, a3).
 // starts: -zero * (sum of a) over each segment; with zeros of their own per group, zero is 1 here. [tile][segment][row]
+//         An ISA whose dot product takes code - 128 takes zero - 128 too.
 // sums:   float(sum of a) * as of each segment, likewise, which minima are multiplied with; null for weights without minima
 // steps:  as: [tile][block][row of the tile]
 struct QuantizedTiles {

@@ -165,7 +165,7 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
   a.height = kernel.tile_height(batch, w.bits, two_digits);
   std::memset(a.finite, 1, static_cast<size_t>(batch));
   on_pool(ceil_div(batch, a.height) * a.blocks, 1, batch * w.cols * 8, [&](Range units) {
-    kernel.quantize_tiles(io.x + first * w.cols, w.cols, w.bits, w.zeros ? 1 : zero_of(w), two_digits, a, units.begin,
+    kernel.quantize_tiles(io.x + first * w.cols, w.cols, w.bits, w.zeros ? kOwnZeros : zero_of(w), two_digits, a, units.begin,
                           units.end);
   });
   return for_panels(w, batch, [&](const DenseInt& panels, Range rows) {

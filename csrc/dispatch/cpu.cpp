@@ -12,13 +12,16 @@
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace pumice {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avxvnni = false, avx512 = false, neon = false;
 };
 
 #if defined(__x86_64__)
@@ -30,7 +33,7 @@ bool has(unsigned word, std::initializer_list<int> bits) noexcept {
   return true;
 }
 
-// Bit numbers: Intel SDM volume 2A, CPUID leaf 1 and leaf 7; XCR0: volume 1, section 13.3.
+// Bit numbers: Intel SDM volume 2A, CPUID leaf 1 and leaf 7 (subleaves 0 and 1); XCR0: volume 1, section 13.3.
 Features detect() noexcept {
   Features features;
   unsigned eax, ebx, ecx, edx;
@@ -49,12 +52,26 @@ Features detect() noexcept {
   features.avx2 = has(ebx, {kAvx2});
   features.avx512 = features.avx2 && has(xcr0, {kOpmask, kZmmLow, kZmmHigh}) &&
                     has(ebx, {kF, kDq, kBw, kVl}) && has(ecx, {kVbmi, kVbmi2, kVnni});
+
+  const unsigned last_subleaf = eax;
+  constexpr int kAvxVnni = 4;  // EAX
+  if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
+    features.avxvnni = features.avx2 && has(eax, {kAvxVnni});
+  }
   return features;
 }
 
 #else
 
-Features detect() noexcept { return {}; }
+Features detect() noexcept {
+  Features features;
+#if defined(__aarch64__) && defined(__linux__)
+  features.neon = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  features.neon = true;  // every one of them has dot products
+#endif
+  return features;
+}
 
 #endif
 
@@ -166,6 +183,8 @@ const char* isa_name(Isa isa) noexcept {
       return "scalar";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvxVnni:
+      return "avxvnni";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kNeon:
@@ -180,14 +199,12 @@ bool cpu_supports(Isa isa) noexcept {
       return true;
     case Isa::kAvx2:
       return features().avx2;
+    case Isa::kAvxVnni:
+      return features().avxvnni;
     case Isa::kAvx512:
       return features().avx512;
     case Isa::kNeon:
-#if defined(__aarch64__)
-      return true;
-#else
-      return false;
-#endif
+      return features().neon;
   }
   return false;
 }

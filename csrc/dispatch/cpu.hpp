@@ -6,8 +6,9 @@ namespace pumice {
 enum class Isa {
   kScalar,  // the compiler's baseline
   kAvx2,    // AVX2, FMA, F16C
+  kAvxVnni,  // AVX2 and AVX-VNNI: Alder Lake and Zen 5
   kAvx512,  // F, BW, VL, DQ, VNNI, VBMI, VBMI2: Ice Lake and Zen 4
-  kNeon,    // AdvSIMD, on every arm64
+  kNeon,    // AdvSIMD with the dot products of Armv8.2
 };
 
 const char* isa_name(Isa isa) noexcept;

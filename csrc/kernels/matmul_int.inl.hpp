@@ -49,12 +49,12 @@ struct Tile {
   int64_t codes_stride;   // bytes from a panel to the next
   int64_t groups_stride;  // likewise scales, minima and zeros, in rows
   int64_t rows, cols, group;
-  uint32_t flip;
+  uint32_t flip;          // what a word of 8-bit codes is XORed with to be what Dot takes
   bool half_scales;
 
   // Up to `panels` panels from row `first` on.
   Tile(const DenseInt& w, int64_t first, int panels)
-      : zeros(nullptr), cols(w.cols), group(w.group), flip(w.flip * 0x01010101u), half_scales(w.half_scales) {
+      : zeros(nullptr), cols(w.cols), group(w.group), half_scales(w.half_scales) {
     const int64_t panel = first / kPanelRows, panel_groups = groups_of(w) * kPanelRows;
     const int64_t panel_bytes = words_of(w) * kPanelRows * 4;
     codes = w.codes + panel * panel_bytes;
@@ -64,6 +64,7 @@ struct Tile {
     rows = w.rows - first < panels * kPanelRows ? w.rows - first : panels * kPanelRows;
     codes_stride = rows > kPanelRows ? panel_bytes : 0;
     groups_stride = rows > kPanelRows ? panel_groups : 0;
+    flip = (w.flip ^ static_cast<uint32_t>(w.bits == 8 ? kOffset<8> : 0)) * 0x01010101u;
   }
   // Of slice s, where the group's entries of the first panel start at `at`.
   int64_t entry(int64_t at, int s) const {
@@ -84,7 +85,7 @@ template <int kBits, bool kTwoDigits, int kRows>
 struct Sums {
   using D = Dot<kBits, kTwoDigits>;
   static constexpr int kSlices = kPanelSlices * kPanels<kRows>;
-  static constexpr int kVectors = kRows * kSlices * static_cast<int>(sizeof(D) / sizeof(I32));
+  static constexpr int kVectors = kRows * kSlices * D::kRegisters;
   static constexpr int kChains = kVectors <= 2 ? 4 : kVectors <= 4 ? 2 : 1;
   static constexpr Unit kUnit = unit_of(kBits);
   static constexpr int kLow = kUnit.low, kHigh = kUnit.high, kPerByte = 8 / kLow, kSteps = kUnit.cols / 4;
@@ -93,13 +94,14 @@ struct Sums {
   static constexpr int kHighWord = kUnit.low_words;
 
   D dots[kRows][kSlices][kChains];
+  typename D::Wide wides[kRows][kSlices][kChains];
 
   void start(const int32_t* starts, const I32* zeros) {
     unroll<kRows>([&](auto m) {
       const I32 start = set_i32(starts[m]);
       unroll<kSlices>([&](auto s) {
-        dots[m][s][0].start(zeros ? mul(zeros[s], start) : start);
-        unroll<kChains - 1>([&](auto chain) { dots[m][s][chain + 1].start(zero_i32()); });
+        dots[m][s][0].start(zeros ? mul(zeros[s], start) : start, wides[m][s][0]);
+        unroll<kChains - 1>([&](auto chain) { dots[m][s][chain + 1].start(zero_i32(), wides[m][s][chain + 1]); });
       });
     });
   }
@@ -154,7 +156,7 @@ struct Sums {
 
   void flush() {
     unroll<kRows>([&](auto m) {
-      unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto chain) { dots[m][s][chain].flush(); }); });
+      unroll<kSlices>([&](auto s) { unroll<kChains>([&](auto c) { dots[m][s][c].flush(wides[m][s][c]); }); });
     });
   }
 
@@ -164,8 +166,9 @@ struct Sums {
     unroll<kRows>([&](auto m) {
       const F32 scale = set_f32(steps[m]);
       unroll<kSlices>([&](auto s) {
-        unroll<kChains - 1>([&](auto chain) { dots[m][s][0].merge(dots[m][s][chain + 1]); });
-        use(m, s, mul(to_f32(dots[m][s][0].total()), scale));
+        I32 total = dots[m][s][0].total(wides[m][s][0]);
+        unroll<kChains - 1>([&](auto c) { total = add(total, dots[m][s][c + 1].total(wides[m][s][c + 1])); });
+        use(m, s, mul(to_f32(total), scale));
       });
     });
   }
@@ -209,7 +212,11 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedTiles& 
   for (int64_t at_group = 0; k < tile.cols; at_group += kPanelRows) {
     const int64_t end = tile.cols - k > tile.group ? k + tile.group : tile.cols;
     I32 own[kSlices];
-    if (tile.zeros) unroll<kSlices>([&](auto s) { own[s] = load_u8(tile.zeros + tile.entry(at_group, s)); });
+    if (tile.zeros) {
+      unroll<kSlices>([&](auto s) {
+        own[s] = sub(load_u8(tile.zeros + tile.entry(at_group, s)), set_i32(kOffset<kBits>));
+      });
+    }
     const I32* zeros = tile.zeros ? own : nullptr;
     const auto each_segment = [&](const auto& use) {
       for (; end - k >= kBlock; k += kBlock) {

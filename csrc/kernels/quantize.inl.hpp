@@ -141,7 +141,7 @@ inline void quantize_tile(const float* x, int64_t cols, int32_t zero, const Quan
       int32_t sum = 0;
       for (int64_t c = i * a.segment; c < (i + 1) * a.segment; ++c) sum += codes[c];
       const int64_t at = row * a.segments + (block * per_block + i) * count + m;
-      a.starts[at] = -zero * sum;
+      a.starts[at] = zero == kOwnZeros ? -sum : (kOffset<kBits> - zero) * sum;
       if (a.sums) a.sums[at] = static_cast<float>(sum) * scale;
     }
   }

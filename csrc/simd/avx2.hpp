@@ -1,150 +1,57 @@
 // The vocabulary for AVX2 + FMA + F16C: see scalar.hpp for what each word means.
 #pragma once
 
-#include <immintrin.h>
+#include "simd/ymm.hpp"
 
-#include <cstdint>
-#include <cstring>
-
-namespace pumice::avx2 {
+namespace pumice::PUMICE_ISA {
 namespace {
 
-constexpr int kLanes = 8;
-constexpr int kTilePanels = 1;
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kBits > 4 || kTwoDigits ? 4 : 5;  // as many sums as there are registers for
-
-using F32 = __m256;
-struct I32 {  // not the bare intrinsic type: Codes are the same one
-  __m256i v;
-};
-struct Codes {
-  __m256i v;
-};
-
-inline F32 zero_f32() { return _mm256_setzero_ps(); }
-inline F32 set_f32(float v) { return _mm256_set1_ps(v); }
-inline F32 load_f32(const float* p) { return _mm256_loadu_ps(p); }
-inline void store_f32(float* p, F32 v) { _mm256_storeu_ps(p, v); }
-inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
-inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
-inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
-inline F32 muladd(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
-inline F32 max_abs(F32 m, F32 v) { return _mm256_max_ps(m, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v)); }
-inline float max_lane(F32 v) {
-  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-inline float sum_lanes(F32 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-inline I32 zero_i32() { return {_mm256_setzero_si256()}; }
-inline I32 set_i32(int32_t v) { return {_mm256_set1_epi32(v)}; }
-inline I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
-inline I32 mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
-inline F32 to_f32(I32 v) { return _mm256_cvtepi32_ps(v.v); }
-inline I32 load_u8(const uint8_t* p) {
-  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
-}
-// vpmaddwd of the sign-extended activation with (w, 0): the high half of each lane meets 0
-inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
-  const __m256i wide = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
-  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(wide, _mm256_set1_epi32(w & 0xFFFF)))};
-}
-
-inline void store_rounded_i16(int16_t* p, F32 v) {
-  const __m256i wide = _mm256_cvtps_epi32(v);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
-}
-
-inline Codes load_codes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-inline Codes once(Codes codes) {
-  asm("" : "+x"(codes.v));
-  return codes;
-}
-inline Codes flip(Codes v, uint32_t mask) {
-  return {_mm256_xor_si256(v.v, _mm256_set1_epi32(static_cast<int32_t>(mask)))};
-}
 template <int kBits>
-inline Codes bytes_of(Codes v, int part) {
-  if (kBits == 8) return v;
-  const __m256i mask = _mm256_set1_epi8(kBits == 4 ? 15 : 3);
-  return {_mm256_and_si256(part ? _mm256_srli_epi32(v.v, kBits * part) : v.v, mask)};
-}
-template <int kLow, int kHigh>
-inline Codes with_high(Codes low, Codes high, int step) {
-  const int shift = kHigh * step - kLow;
-  const __m256i moved = shift < 0 ? _mm256_slli_epi32(high.v, -shift) : _mm256_srli_epi32(high.v, shift);
-  return {_mm256_or_si256(low.v, _mm256_and_si256(moved, _mm256_set1_epi8(((1 << kHigh) - 1) << kLow)))};
-}
-template <int kBits>
-inline I32 code_at(Codes v, int i) {
-  return {_mm256_and_si256(_mm256_srli_epi32(v.v, kBits * i), _mm256_set1_epi32((1 << kBits) - 1))};
-}
-
-inline F32 load_half(const uint16_t* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-inline F32 load_bfloat16(const uint16_t* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-
-// Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
-__attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-
-inline __m256i broadcast_quad(const uint8_t* p) {
-  int32_t quad;
-  std::memcpy(&quad, p, 4);
-  return _mm256_set1_epi32(quad);
-}
+constexpr int kOffset = 0;
 
 // int16 pairs and vpmaddwd: exact for 8-bit codes too, on which vpmaddubsw would saturate.
 template <int kBits, bool kTwoDigits>
 struct Dot {
   static constexpr bool kByteDigits = false;
-  static constexpr int kFlush = 0, kPlanes = 2;
+  static constexpr int kFlush = 0, kPlanes = 2, kRegisters = 1;
   struct Digits {
-    __m256i even, odd;
+    Quad even, odd;
   };
+  struct Wide {};
   __m256i sum;
   static Digits load(const uint8_t* even, const uint8_t* odd) { return {broadcast_quad(even), broadcast_quad(odd)}; }
-  void start(I32 v) { sum = v.v; }
+  void start(I32 v, Wide&) { sum = v.v; }
   void add(Codes c, const Digits& a) {
     const __m256i low = _mm256_and_si256(c.v, _mm256_set1_epi16(255));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, a.even));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c.v, 8), a.odd));
   }
-  void flush() {}
-  void merge(const Dot& other) { sum = _mm256_add_epi32(sum, other.sum); }
-  I32 total() const { return {sum}; }
+  void flush(Wide&) {}
+  I32 total(const Wide&) const { return {sum}; }
 };
 
 // Codes of up to 4 bits and one digit: vpmaddubsw gives pairs up to 2 * 15 * 127 = 3810, of which 8 fit into int16.
 struct NarrowDot {
   static constexpr bool kByteDigits = true;
-  static constexpr int kFlush = 8, kPlanes = 1;
+  static constexpr int kFlush = 8, kPlanes = 1, kRegisters = 1;
   struct Digits {
-    __m256i code;
+    Quad code;
   };
-  __m256i narrow, wide;
+  using Wide = I32;
+  __m256i narrow;
   static Digits load(const uint8_t* code, const uint8_t*) { return {broadcast_quad(code)}; }
-  void start(I32 v) {
+  void start(I32 v, Wide& wide) {
     narrow = _mm256_setzero_si256();
-    wide = v.v;
+    wide = v;
   }
   void add(Codes c, const Digits& a) { narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(c.v, a.code)); }
-  void flush() {
-    wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+  void flush(Wide& wide) {
+    wide.v = _mm256_add_epi32(wide.v, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
     narrow = _mm256_setzero_si256();
   }
-  void merge(const NarrowDot& other) { wide = _mm256_add_epi32(wide, other.wide); }
-  I32 total() const { return {wide}; }
+  I32 total(const Wide& wide) const { return wide; }
 };
 template <>
 struct Dot<2, false> : NarrowDot {};
@@ -154,4 +61,4 @@ template <>
 struct Dot<4, false> : NarrowDot {};
 
 }  // namespace
-}  // namespace pumice::avx2
+}  // namespace pumice::PUMICE_ISA

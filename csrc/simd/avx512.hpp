@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace pumice::avx512 {
+namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
@@ -15,6 +15,8 @@ constexpr int kLanes = 16;
 constexpr int kTilePanels = 2;
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kBits != 4 && kBits != 8 ? 4 : kTwoDigits ? 6 : 12;
+template <int kBits>
+constexpr int kOffset = 0;
 
 using F32 = __m512;
 struct I32 {
@@ -38,8 +40,13 @@ inline float sum_lanes(F32 v) { return _mm512_reduce_add_ps(v); }
 
 inline I32 zero_i32() { return {_mm512_setzero_si512()}; }
 inline I32 set_i32(int32_t v) { return {_mm512_set1_epi32(v)}; }
+inline I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I32 mul(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+template <int kBy>
+inline I32 shift_left(I32 v) {
+  return {_mm512_slli_epi32(v.v, kBy)};
+}
 inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v.v); }
 inline I32 load_u8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
@@ -54,7 +61,7 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-// Codes that are loaded once: GCC would load them again for each use. For loops that are bound by loads.
+// GCC would load codes again for each use; the empty asm says that they may have changed.
 inline Codes once(Codes codes) {
   asm("" : "+v"(codes.v));
   return codes;
@@ -92,63 +99,20 @@ inline F32 load_bfloat16(const uint16_t* p) {
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-// sum + four products of unsigned codes and signed digits, in each lane. As asm, because GCC 12 copies the sums of the
-// intrinsic from register to register: two moves a product, and spills where all registers are in use. By value: an
-// asm operand that is an element of an array keeps the array in memory.
-inline __m512i dot_quads(__m512i sum, __m512i codes, __m512i digits) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
-  return sum;
-}
-
-inline __m512i broadcast_quad(const uint8_t* p) {
+using Quad = __m512i;  // 4 bytes of activations, the same in each lane
+inline Quad broadcast_quad(const uint8_t* p) {
   int32_t quad;
   std::memcpy(&quad, p, 4);
   return _mm512_set1_epi32(quad);
 }
-
-template <int kBits, bool kTwoDigits>
-struct Dot {
-  static constexpr bool kByteDigits = true;
-  static constexpr int kFlush = 0;
-  struct Digits {
-    __m512i hi, lo;
-  };
-  __m512i hi, lo;
-  static constexpr int kPlanes = 2;
-  static Digits load(const uint8_t* hi, const uint8_t* lo) { return {broadcast_quad(hi), broadcast_quad(lo)}; }
-  void start(I32 v) {
-    hi = _mm512_setzero_si512();
-    lo = v.v;
-  }
-  void add(Codes c, const Digits& a) {
-    hi = dot_quads(hi, c.v, a.hi);
-    lo = dot_quads(lo, c.v, a.lo);
-  }
-  void flush() {}
-  void merge(const Dot& other) {
-    hi = _mm512_add_epi32(hi, other.hi);
-    lo = _mm512_add_epi32(lo, other.lo);
-  }
-  I32 total() const { return {_mm512_add_epi32(_mm512_slli_epi32(hi, 7), lo)}; }
-};
-
-// No second member that is not used: beyond 32 elements GCC no longer keeps an array of sums in registers.
-template <int kBits>
-struct Dot<kBits, false> {
-  static constexpr bool kByteDigits = true;
-  static constexpr int kFlush = 0;
-  struct Digits {
-    __m512i hi;
-  };
-  __m512i hi;
-  static constexpr int kPlanes = 1;
-  static Digits load(const uint8_t* code, const uint8_t*) { return {broadcast_quad(code)}; }
-  void start(I32 v) { hi = v.v; }
-  void add(Codes c, const Digits& a) { hi = dot_quads(hi, c.v, a.hi); }
-  void flush() {}
-  void merge(const Dot& other) { hi = _mm512_add_epi32(hi, other.hi); }
-  I32 total() const { return {hi}; }
-};
+// As asm, because GCC 12 copies the sums of the intrinsic from register to register: two moves a product, and spills where
+// all registers are in use. By value: an asm operand that is an element of an array keeps the array in memory.
+inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(codes.v), "v"(digits));
+  return sum;
+}
 
 }  // namespace
-}  // namespace pumice::avx512
+}  // namespace pumice::PUMICE_ISA
+
+#include "simd/byte_dot.hpp"

@@ -7,13 +7,15 @@
 #include <cstdint>
 #include <cstring>
 
-namespace pumice::scalar {
+namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 1;
 constexpr int kTilePanels = 1;       // panels of w that matmul_int takes together
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = 1;         // rows of x that it takes together
+template <int kBits>
+constexpr int kOffset = 0;           // Dot takes code - kOffset, 0 or 128: a signed byte where the ISA has no products of others
 
 using F32 = float;
 using I32 = int32_t;
@@ -33,6 +35,7 @@ inline float sum_lanes(F32 v) { return v; }
 
 inline I32 zero_i32() { return 0; }
 inline I32 set_i32(int32_t v) { return v; }
+inline I32 add(I32 a, I32 b) { return a + b; }
 inline I32 sub(I32 a, I32 b) { return a - b; }
 inline I32 mul(I32 a, I32 b) { return a * b; }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
@@ -51,6 +54,7 @@ inline Codes load_codes(const uint8_t* p) {
   std::memcpy(&v, p, 4);
   return v;
 }
+// Codes that are loaded once, and not again for each use. For loops that are bound by loads.
 inline Codes once(Codes codes) { return codes; }
 inline Codes flip(Codes v, uint32_t mask) { return v ^ mask; }
 // Codes of kBits bits, 2, 4 or 8, one a byte: those at place `part` of each byte.
@@ -98,7 +102,9 @@ inline void prefetch(const void*) {}
 
 // A sum of codes of kBits bits times activations of one or two digits, in each lane. `Digits` are the four activations that
 // meet a lane of codes, in kPlanes planes: with kByteDigits the int8 digits hi and lo (a = 128 * hi + lo), or one; else
-// the int16 pairs (a0, a2) and (a1, a3). `flush` must be called every kFlush steps, if that is not 0.
+// the int16 pairs (a0, a2) and (a1, a3). If kFlush is not 0, `flush` must be called every kFlush
+// steps, which empties the sums into Wide, kept apart so that the registers are for the sums. Dot products work in
+// kRegisters vectors of sums.
 template <int kBits, bool kTwoDigits>
 struct Dot {
   static constexpr bool kByteDigits = false;
@@ -106,23 +112,23 @@ struct Dot {
   struct Digits {
     int16_t even[2], odd[2];
   };
+  struct Wide {};
   I32 sum;
-  static constexpr int kPlanes = 2;
+  static constexpr int kPlanes = 2, kRegisters = 1;
   static Digits load(const uint8_t* even, const uint8_t* odd) {
     Digits a;
     std::memcpy(a.even, even, 4);
     std::memcpy(a.odd, odd, 4);
     return a;
   }
-  void start(I32 v) { sum = v; }
+  void start(I32 v, Wide&) { sum = v; }
   void add(Codes c, const Digits& a) {
     sum += static_cast<int32_t>(c & 255) * a.even[0] + static_cast<int32_t>(c >> 8 & 255) * a.odd[0] +
            static_cast<int32_t>(c >> 16 & 255) * a.even[1] + static_cast<int32_t>(c >> 24) * a.odd[1];
   }
-  void flush() {}
-  void merge(const Dot& other) { sum += other.sum; }
-  I32 total() const { return sum; }
+  void flush(Wide&) {}
+  I32 total(const Wide&) const { return sum; }
 };
 
 }  // namespace
-}  // namespace pumice::scalar
+}  // namespace pumice::PUMICE_ISA

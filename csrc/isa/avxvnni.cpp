@@ -1,0 +1,3 @@
+#define PUMICE_ISA avxvnni
+#include "simd/avxvnni.hpp"
+#include "kernels/table.inl.hpp"

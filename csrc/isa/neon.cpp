@@ -1,0 +1,3 @@
+#define PUMICE_ISA neon
+#include "simd/neon.hpp"
+#include "kernels/table.inl.hpp"

@@ -1,0 +1,105 @@
+// The vocabulary for arm64 with the dot products of Armv8.2: see scalar.hpp for what each word means.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace pumice::PUMICE_ISA {
+namespace {
+
+constexpr int kLanes = 4;
+constexpr int kTilePanels = 1;
+// As many sums as there are registers for, beside 4 vectors of codes, of their high bits (3, 5 and 6 bits) and of bytes.
+template <int kBits, bool kTwoDigits>
+constexpr int kTileRows = (kBits == 8 ? 5 : kBits % 2 || kBits == 6 ? 2 : 4) / (kTwoDigits ? 2 : 1);
+// sdot multiplies signed bytes only (usdot is Armv8.6). Codes of fewer than 8 bits are such bytes as they are.
+template <int kBits>
+constexpr int kOffset = kBits == 8 ? 128 : 0;
+
+using F32 = float32x4_t;
+using I32 = int32x4_t;
+using Codes = uint32x4_t;
+
+inline F32 zero_f32() { return vdupq_n_f32(0.0f); }
+inline F32 set_f32(float v) { return vdupq_n_f32(v); }
+inline F32 load_f32(const float* p) { return vld1q_f32(p); }
+inline void store_f32(float* p, F32 v) { vst1q_f32(p, v); }
+inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
+inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
+inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
+inline F32 muladd(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
+inline F32 max_abs(F32 m, F32 v) { return vmaxq_f32(m, vabsq_f32(v)); }
+inline float max_lane(F32 v) { return vmaxvq_f32(v); }
+inline float sum_lanes(F32 v) { return vaddvq_f32(v); }
+
+inline I32 zero_i32() { return vdupq_n_s32(0); }
+inline I32 set_i32(int32_t v) { return vdupq_n_s32(v); }
+inline I32 add(I32 a, I32 b) { return vaddq_s32(a, b); }
+inline I32 sub(I32 a, I32 b) { return vsubq_s32(a, b); }
+inline I32 mul(I32 a, I32 b) { return vmulq_s32(a, b); }
+template <int kBy>
+inline I32 shift_left(I32 v) {
+  return vshlq_n_s32(v, kBy);
+}
+inline F32 to_f32(I32 v) { return vcvtq_f32_s32(v); }
+inline I32 load_u8(const uint8_t* p) {
+  uint32_t four;
+  std::memcpy(&four, p, 4);
+  const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+  return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
+  return vmlal_n_s16(acc, vld1_s16(a), static_cast<int16_t>(w));
+}
+
+inline void store_rounded_i16(int16_t* p, F32 v) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(v))); }
+
+inline Codes load_codes(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
+// See avx512.hpp.
+inline Codes once(Codes codes) {
+  asm("" : "+w"(codes));
+  return codes;
+}
+inline Codes flip(Codes v, uint32_t mask) { return veorq_u32(v, vdupq_n_u32(mask)); }
+// Shifts as operators: the intrinsics with a constant take none that is a function's argument.
+template <int kBits>
+inline Codes bytes_of(Codes v, int part) {
+  if (kBits == 8) return v;
+  const uint8x16_t moved = vreinterpretq_u8_u32(v) >> static_cast<uint8_t>(kBits * part);
+  if (kBits * (part + 1) == 8) return vreinterpretq_u32_u8(moved);
+  return vreinterpretq_u32_u8(vandq_u8(moved, vdupq_n_u8(kBits == 4 ? 15 : 3)));
+}
+template <int kLow, int kHigh>
+inline Codes with_high(Codes low, Codes high, int step) {
+  const int shift = kHigh * step - kLow;
+  const Codes moved = shift < 0 ? high << static_cast<uint32_t>(-shift) : high >> static_cast<uint32_t>(shift);
+  return vorrq_u32(low, vandq_u32(moved, vreinterpretq_u32_u8(vdupq_n_u8(((1 << kHigh) - 1) << kLow))));
+}
+template <int kBits>
+inline I32 code_at(Codes v, int i) {
+  const Codes moved = v >> static_cast<uint32_t>(kBits * i);
+  return vreinterpretq_s32_u32(vandq_u32(moved, vdupq_n_u32((1u << kBits) - 1)));
+}
+
+inline F32 load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+inline F32 load_bfloat16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+
+// Always inline: see avx512.hpp.
+__attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+using Quad = int8x8_t;  // 4 bytes of activations, twice; sdot takes the first
+inline Quad broadcast_quad(const uint8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, 4);
+  return vreinterpret_s8_s32(vdup_n_s32(quad));
+}
+inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
+  return vdotq_lane_s32(sum, vreinterpretq_s8_u32(codes), digits, 0);
+}
+
+}  // namespace
+}  // namespace pumice::PUMICE_ISA
+
+#include "simd/byte_dot.hpp"
