@@ -79,23 +79,29 @@ std::vector<T> in_panels(const std::vector<T>& values, int64_t rows, int64_t gro
   return panels;
 }
 
+// What a group has beside its scale.
+enum class Offsets { kNone, kZeros, kMinima };
+
 // Dense integer weights in both forms.
 struct Dense {
   DenseInt shape;
   int64_t groups;
   std::vector<uint8_t> codes, packed, panels;  // codes: one a byte, as they rest
   std::vector<uint8_t> zeros, panel_zeros;
-  std::vector<float> scales, panel_scales;
-  std::vector<uint16_t> halves, panel_halves;
+  std::vector<float> scales, panel_scales, minima, panel_minima;
+  std::vector<uint16_t> halves, panel_halves, half_minima, panel_half_minima;
 
-  Dense(Random& random, const DenseInt& like, bool own_zeros) : shape(like), groups(groups_of(like)) {
+  Dense(Random& random, const DenseInt& like, Offsets offsets) : shape(like), groups(groups_of(like)) {
     const int64_t rows = shape.rows, cols = shape.cols, count = rows * groups;
     codes = filled<uint8_t>(rows * cols);
     for (uint8_t& code : codes) code = static_cast<uint8_t>(random.below(1 << shape.bits));
     for (int64_t i = 0; i < count; ++i) {
-      if (own_zeros) zeros.push_back(static_cast<uint8_t>(random.below(1 << shape.bits)));
+      if (offsets == Offsets::kZeros) zeros.push_back(static_cast<uint8_t>(random.below(1 << shape.bits)));
       if (shape.half_scales) halves.push_back(half_bits(random));
       scales.push_back(shape.half_scales ? static_cast<float>(half_value(halves.back())) : random.value() * 0x1p-6f);
+      if (offsets != Offsets::kMinima) continue;
+      if (shape.half_scales) half_minima.push_back(half_bits(random));
+      minima.push_back(shape.half_scales ? static_cast<float>(half_value(half_minima.back())) : random.value());
     }
     packed = filled<uint8_t>(rows * formats::row_bytes(cols, shape.bits));
     formats::pack(codes.data(), cols, shape.bits, 0, rows, packed.data());
@@ -104,24 +110,37 @@ struct Dense {
     formats::prepack(packed.data(), rows, cols, shape.bits, 0, count_panels, panels.data());
     panel_scales = in_panels(scales, rows, groups);
     if (shape.half_scales) panel_halves = in_panels(halves, rows, groups);
-    if (own_zeros) panel_zeros = in_panels(zeros, rows, groups);
+    if (!zeros.empty()) panel_zeros = in_panels(zeros, rows, groups);
+    if (!minima.empty()) panel_minima = in_panels(minima, rows, groups);
+    if (!half_minima.empty()) panel_half_minima = in_panels(half_minima, rows, groups);
   }
 
   DenseInt view(bool prepacked) const {
     DenseInt w = shape;
     w.prepacked = prepacked;
     w.codes = prepacked ? panels.data() : packed.data();
-    const auto& whole = prepacked ? panel_scales : scales;
-    const auto& half = prepacked ? panel_halves : halves;
-    w.scales = shape.half_scales ? static_cast<const void*>(half.data()) : whole.data();
+    w.scales = prepacked ? either(panel_scales, panel_halves) : either(scales, halves);
+    w.minima = minima.empty() ? nullptr : prepacked ? either(panel_minima, panel_half_minima) : either(minima, half_minima);
     w.zeros = zeros.empty() ? nullptr : prepacked ? panel_zeros.data() : zeros.data();
     return w;
   }
 
   double decoded(int64_t r, int64_t k) const {
     const int64_t at = r * groups + k / shape.group;
-    const int zero = zeros.empty() ? 1 << (shape.bits - 1) : zeros[at];
-    return double{scales[at]} * ((codes[r * shape.cols + k] ^ shape.flip) - zero);
+    const int code = codes[r * shape.cols + k] ^ shape.flip;
+    if (!minima.empty()) return double{scales[at]} * code + double{minima[at]};
+    return double{scales[at]} * (code - (zeros.empty() ? 1 << (shape.bits - 1) : zeros[at]));
+  }
+  // |w| as the bound for float activations takes it: the product with the code and that with the minimum round apart.
+  double size(int64_t r, int64_t k) const {
+    if (minima.empty()) return std::fabs(decoded(r, k));
+    const int64_t at = r * groups + k / shape.group;
+    return std::fabs(double{scales[at]}) * (codes[r * shape.cols + k] ^ shape.flip) + std::fabs(double{minima[at]});
+  }
+
+ private:
+  const void* either(const std::vector<float>& floats, const std::vector<uint16_t>& half) const {
+    return shape.half_scales ? static_cast<const void*>(half.data()) : floats.data();
   }
 };
 

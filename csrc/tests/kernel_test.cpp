@@ -89,19 +89,19 @@ std::vector<float> same_bits_everywhere(const std::string& what, int64_t rows, i
   return expected;
 }
 
-// |y - exact| <= gamma(cols + groups + 3) * (|x| |w| + |bias|), docs/formats.md, "Products"; weight(r, k) is exact.
-template <class Weight, class Multiply>
+// |y - exact| <= gamma(cols + 2 groups + 4) * (|x| |w| + |bias|), docs/formats.md, "Products"; weight(r, k) is exact, and
+// size(r, k) is |w|.
+template <class Weight, class Size, class Multiply>
 void bounded_everywhere(const std::string& what, int64_t rows, int64_t cols, int64_t groups, const std::vector<float>& x,
-                        const float* bias, int variants, const Weight& weight, const Multiply& multiply) {
-  const double n = static_cast<double>(cols + groups + 3) * 0x1p-24, gamma = n / (1 - n);
+                        const float* bias, int variants, const Weight& weight, const Size& size_of, const Multiply& multiply) {
+  const double n = static_cast<double>(cols + 2 * groups + 4) * 0x1p-24, gamma = n / (1 - n);
   auto exact = filled<double>(kMostRows * rows), bound = filled<double>(kMostRows * rows);
   for (int64_t m = 0; m < kMostRows; ++m) {
     for (int64_t r = 0; r < rows; ++r) {
       double sum = bias ? double{bias[r]} : 0.0, size = std::fabs(sum);
       for (int64_t k = 0; k < cols; ++k) {
-        const double term = weight(r, k) * double{x[m * cols + k]};
-        sum += term;
-        size += std::fabs(term);
+        sum += weight(r, k) * double{x[m * cols + k]};
+        size += size_of(r, k) * std::fabs(double{x[m * cols + k]});
       }
       exact[m * rows + r] = sum;
       bound[m * rows + r] = (gamma + 0x1p-40) * size;  // the double sums here are off by less than 2^-40
@@ -130,11 +130,11 @@ std::vector<float> some_bias(Random& random, int64_t rows) {
 
 const char* const kModes[] = {"int16", "int8"};
 
-void check_dense(Random& random, const DenseInt& like, bool own_zeros) {
-  const Dense w(random, like, own_zeros);
+void check_dense(Random& random, const DenseInt& like, Offsets offsets) {
+  const Dense w(random, like, offsets);
   const std::string bits = "int" + std::to_string(like.bits);
   const std::string what = "dense " + bits + text("rows", like.rows) + text("cols", like.cols) + text("group", like.group) +
-                           text("zeros", own_zeros) + text("half", like.half_scales);
+                           text("offsets", static_cast<int>(offsets)) + text("half", like.half_scales);
   const auto bias = some_bias(random, like.rows);
   const float* added = random.below(2) ? bias.data() : nullptr;
   const auto wild = activations(random, kMostRows, like.cols, true), tame = activations(random, kMostRows, like.cols, false);
@@ -142,11 +142,12 @@ void check_dense(Random& random, const DenseInt& like, bool own_zeros) {
     const auto y = same_bits_everywhere(what + " " + kModes[mode], like.rows, 2, [&](float* out, int64_t batch, int variant) {
       return api::matmul_dense_int(w.view(variant == 1), {wild.data(), out, added, batch}, Activations(mode));
     });
-    digest("dense " + bits + " " + kModes[mode], y.data(), kMostRows * like.rows);
+    digest("dense " + bits + (offsets == Offsets::kMinima ? "-min " : " ") + kModes[mode], y.data(), kMostRows * like.rows);
   }
   if (like.bits != 4 && like.bits != 8) return;  // no kernel: the layout decodes row panels
   bounded_everywhere(
       what + " float32", like.rows, like.cols, w.groups, tame, added, 2, [&](int64_t r, int64_t k) { return w.decoded(r, k); },
+      [&](int64_t r, int64_t k) { return w.size(r, k); },
       [&](float* out, int64_t batch, int variant) {
         return api::matmul_dense_int(w.view(variant == 1), {tame.data(), out, added, batch}, Activations::kFloat32);
       });
@@ -159,11 +160,12 @@ void dense_ints() {
   int shape = 0;
   for (int bits : {2, 3, 4, 5, 6, 8}) {
     for (int64_t group : kGroups) {
-      for (int variant = 0; variant < 8; ++variant) {
+      for (int variant = 0; variant < 12; ++variant) {
         const auto [rows, cols] = kShapes[shape++ % 7];  // each width and group meets all shapes
         const uint8_t flip = bits == 8 && shape % 2 ? 0x80 : 0;
-        const bool half = variant & 1, own_zeros = variant & 2;
-        check_dense(random, {nullptr, nullptr, nullptr, rows, cols, group ? group : cols, bits, flip, half, false}, own_zeros);
+        const bool half = variant & 1;
+        const auto offsets = Offsets(variant / 2 % 3);
+        check_dense(random, {nullptr, nullptr, nullptr, rows, cols, group ? group : cols, bits, flip, half, false}, offsets);
       }
     }
   }
@@ -182,13 +184,14 @@ void dense_halves() {
       const auto bias = some_bias(random, kRows);
       const auto x = activations(random, kMostRows, cols, false);
       const DenseHalf w{bits.data(), kRows, cols, bfloat16};
+      const auto weight = [&](int64_t r, int64_t k) {
+        const uint16_t v = bits[r * cols + k];
+        if (!bfloat16) return half_value(v);
+        return (v >> 15 ? -1 : 1) * std::ldexp(128 + (v & 127), (v >> 7 & 255) - 134);
+      };
       bounded_everywhere(
-          (bfloat16 ? "bfloat16" : "float16") + text("cols", cols), kRows, cols, 1, x, bias.data(), 1,
-          [&](int64_t r, int64_t k) {
-            const uint16_t v = bits[r * cols + k];
-            if (!bfloat16) return half_value(v);
-            return (v >> 15 ? -1 : 1) * std::ldexp(128 + (v & 127), (v >> 7 & 255) - 134);
-          },
+          (bfloat16 ? "bfloat16" : "float16") + text("cols", cols), kRows, cols, 1, x, bias.data(), 1, weight,
+          [&](int64_t r, int64_t k) { return std::fabs(weight(r, k)); },
           [&](float* out, int64_t batch, int) { return api::matmul_dense_half(w, {x.data(), out, bias.data(), batch}); });
     }
   }
@@ -197,7 +200,7 @@ void dense_halves() {
 // The dense int8 weights of the same codes, which must give the same bits.
 Dense dense_of(Random& random, const Sparse<int8_t>& w) {
   const int64_t rows = w.shape.rows, cols = w.shape.cols;
-  Dense dense(random, {nullptr, nullptr, nullptr, rows, cols, cols, 8, 0, false, false}, false);
+  Dense dense(random, {nullptr, nullptr, nullptr, rows, cols, cols, 8, 0, false, false}, Offsets::kNone);
   for (size_t i = 0; i < w.whole.size(); ++i) dense.codes[i] = static_cast<uint8_t>(w.whole[i] + 128);
   formats::pack(dense.codes.data(), cols, 8, 0, rows, dense.packed.data());
   dense.scales = w.scales;
@@ -213,6 +216,7 @@ void check_bsr(Random& random, const BlockSparse& like) {
   bounded_everywhere(
       what + " float32", like.rows, like.cols, 1, tame, bias.data(), 1,
       [&](int64_t r, int64_t k) { return double{floats.whole[r * like.cols + k]}; },
+      [&](int64_t r, int64_t k) { return std::fabs(double{floats.whole[r * like.cols + k]}); },
       [&](float* out, int64_t batch, int) {
         return api::matmul_bsr(floats.shape, {tame.data(), out, bias.data(), batch}, Activations::kFloat32);
       });
@@ -290,11 +294,12 @@ void formats_round_trip() {
   Random random(5);
   for (int bits : {2, 3, 4, 5, 6, 8}) {
     for (int64_t cols : {1, 31, 128, 300}) {
-      for (bool own_zeros : {false, true}) {
+      for (Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kMinima}) {
         constexpr int64_t kRows = 19;
-        const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, 32, bits, 0, false, false}, own_zeros);
+        const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, 32, bits, 0, false, false}, offsets);
         const formats::Groups g{cols, 32, w.groups, bits};
-        const uint8_t* zeros = own_zeros ? w.zeros.data() : nullptr;
+        const uint8_t* zeros = w.zeros.empty() ? nullptr : w.zeros.data();
+        const float* minima = w.minima.empty() ? nullptr : w.minima.data();
         auto again = w.packed;
         for (uint8_t& v : again) v = 0xAA;
         std::vector<int64_t> ids;
@@ -302,8 +307,8 @@ void formats_round_trip() {
         api::unprepack(w.panels.data(), ids.data(), kRows, cols, bits, again.data());
         const bool unpacked = again == w.packed;
         auto decoded = filled<float>(kRows * cols), low = filled<float>(kRows * w.groups), high = low;
-        api::decode(w.packed.data(), w.scales.data(), zeros, kRows, g, 0, decoded.data());
-        api::encode(decoded.data(), w.scales.data(), zeros, kRows, g, again.data());
+        api::decode(w.packed.data(), w.scales.data(), zeros, minima, kRows, g, 0, decoded.data());
+        api::encode(decoded.data(), w.scales.data(), zeros, minima, kRows, g, again.data());
         api::group_range(decoded.data(), kRows, g, low.data(), high.data());
         if (!unpacked || again != w.packed) fail("formats" + text("bits", bits) + text("cols", cols) + ": codes did not return");
         digest("panels", w.panels.data(), static_cast<int64_t>(w.panels.size()));
@@ -311,7 +316,7 @@ void formats_round_trip() {
         digest("ranges", low.data(), kRows * w.groups);
         digest("ranges", high.data(), kRows * w.groups);
         for (float& v : decoded) v = random.value() * 0.25f;
-        api::encode(decoded.data(), w.scales.data(), zeros, kRows, g, again.data());
+        api::encode(decoded.data(), w.scales.data(), zeros, minima, kRows, g, again.data());
         digest("encoded", again.data(), static_cast<int64_t>(again.size()));
       }
     }
