@@ -39,7 +39,7 @@ def compare(a: Results, b: Results) -> tuple[str, int]:
 
 
 def verdict(a: Row, b: Row) -> str:
-    """"faster", "slower", or nothing where the quartiles of the rounds touch."""
+    """Whether b is faster or slower; nothing where the quartiles of the rounds touch."""
     low_a, high_a = np.percentile(a.rounds, [25, 75])
     low_b, high_b = np.percentile(b.rounds, [25, 75])
     return "faster" if high_b < low_a else "slower" if low_b > high_a else ""

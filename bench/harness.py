@@ -151,12 +151,11 @@ def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: 
             print(f"  SKIPPED {case['name']}, batch {batch}: {failed[j]}", file=sys.stderr, flush=True)
             continue
         operations = case["operations"] or 2.0 * batch * setting.rows * setting.cols
-        found.append(
-            Row(
-                suite, str(setting), case["name"], case["kind"], batch, setting.rows, setting.cols, setting.threads,
-                setting.hot, case["nbytes"], operations, case["copies"], times[j], errors[j],
-            )  # fmt: skip
-        )
+        row = Row(
+            suite, str(setting), case["name"], case["kind"], batch, setting.rows, setting.cols, setting.threads,
+            setting.hot, case["nbytes"], operations, case["copies"], times[j], errors[j],
+        )  # fmt: skip
+        found.append(row)
     return found
 
 

@@ -47,9 +47,7 @@ def torch_int8(setting: Setting) -> Iterator[Case | Skip]:
     def prepare(x: np.ndarray) -> Any:
         return lambda c: c(torch.from_numpy(x))
 
-    yield Case(
-        "torch int8 dynamic", "int8", nbytes, copies, prepare, lambda: copies[0].weight().dequantize().numpy()
-    )
+    yield Case("torch int8 dynamic", "int8", nbytes, copies, prepare, lambda: copies[0].weight().dequantize().numpy())
 
 
 def torch_int4(setting: Setting) -> Iterator[Case | Skip]:
@@ -91,7 +89,7 @@ def onnxruntime(setting: Setting) -> Iterator[Case | Skip]:
     """MatMulNBits with accuracy_level 4: x in int8, blocks of `group` columns."""
     rows, cols = setting.rows, setting.cols
     for bits, group in ((4, 32), (4, 128), (8, 128)):
-        name = f"ONNX Runtime MatMulNBits {bits}-bit g{group}"
+        name = f"ONNX Runtime {bits}-bit g{group}"
         if cols % group:
             yield Skip(name, f"expected columns in multiples of {group}")
             continue
@@ -101,7 +99,7 @@ def onnxruntime(setting: Setting) -> Iterator[Case | Skip]:
         session, codes, scales = _session(setting, bits, group, count)
 
         def prepare(x: np.ndarray) -> Any:
-            return lambda session: session.run(None, {"x": x})[0]
+            return lambda c: c.run(None, {"x": x})[0]
 
         def exact(codes: Any = codes, scales: Any = scales, bits: int = bits) -> np.ndarray:
             signed = (nibbles(codes) if bits == 4 else codes).astype(np.float32) - 2 ** (bits - 1)

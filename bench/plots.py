@@ -11,11 +11,13 @@ import matplotlib
 matplotlib.use("agg")  # files only
 from matplotlib import pyplot
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
+from PIL import Image
 from results import FLOAT_PEAK, INT8_PEAK, OURS, PROBE, READ, Results, Row, judge
 
 WIDTH, DPI = 10, 100  # 1000 pixels
-COLORS = {"NumPy": "#7f7f7f", "torch": "#e0803a", "ONNX": "#3a78b8", "OpenVINO": "#8a63b0", OURS: "#1d8a5b"}
+COLORS = {"NumPy": "#7f7f7f", "torch": "#e0803a", "ONNX Runtime": "#3a78b8", "OpenVINO": "#8a63b0", OURS: "#1d8a5b"}
+SHADES = ("#1d8a5b", "#74c39c", "#24507a", "#7fb2de", "#a8482e", "#e3a08c", "#777777", "#b5b5b5")  # of our cases
 MARKERS = {"int4": "o", "int8": "s", "16-bit": "D", "float32": "^"}
 STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -40,14 +42,16 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
             about = results.about
             where = f"{about.get('machine', '')}, ISA {about.get('ISA', '')}, {about.get('date', '')}"
             figure.text(0.995, 0.004, where, ha="right", va="bottom", fontsize=8, color="#666666")
-            figure.savefig(path, dpi=DPI, pil_kwargs={"optimize": True})
+            figure.savefig(path, dpi=DPI)
             pyplot.close(figure)
+            with Image.open(path) as image:  # a third of the size, and no eye sees it
+                image.convert("RGB").quantize(96).save(path, optimize=True)
             drawn.append(path)
     return drawn
 
 
 def color(case: str) -> str:
-    return COLORS[case.split()[0]]
+    return next(shade for name, shade in COLORS.items() if case.startswith(name))
 
 
 def products(rows: Sequence[Row]) -> list[Row]:
@@ -92,23 +96,25 @@ def compute(results: Results, settings: list[str]) -> Any:
     rows = results.at(settings[0])
     figure, axis = pyplot.subplots(figsize=(WIDTH, 5.6), layout="constrained")
     batches = sorted({row.batch for row in rows})
+    ours = dict(zip(our_cases(rows), SHADES, strict=False))
     for case in chosen(rows):
         line = sorted((row for row in rows if row.case == case), key=lambda row: row.batch)
-        dashes = "-" if case.startswith(OURS) else (0, (5, 2))
         axis.plot(
-            [row.batch for row in line], [row.gflops for row in line], color=color(case), linestyle=dashes,
-            marker=MARKERS[line[0].kind], markersize=5, label=case, alpha=0.95 if case.startswith(OURS) else 0.8,
+            [row.batch for row in line], [row.gflops for row in line], color=ours.get(case) or color(case),
+            linestyle="-" if case in ours else (0, (5, 2)), linewidth=2 if case in ours else 1.3,
+            marker=MARKERS[line[0].kind], markersize=5, label=case,
         )  # fmt: skip
-    for case in (INT8_PEAK, FLOAT_PEAK):
+    for case, side, shift in ((INT8_PEAK, "bottom", 1.03), (FLOAT_PEAK, "top", 0.97)):
         found = [row.gflops for row in rows if row.case == case]
         if found:
             axis.axhline(max(found), color="black", linestyle=":", linewidth=1.2)
-            axis.text(batches[0], max(found) * 1.04, f"{case}: {max(found):.0f} GFLOP/s", fontsize=9, va="bottom")
+            text = f"{case}: {max(found):.0f} GFLOP/s"
+            axis.text(batches[0], max(found) * shift, text, fontsize=9, va=side)
     axis.set(xscale="log", yscale="log", xlabel="batch (rows of x)", ylabel="GFLOP/s", title=settings[0])
     batch_axis(axis, batches)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_logs(axis.yaxis)
     figure.legend(loc="outside right center")
-    figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     return figure
 
 
@@ -128,10 +134,8 @@ def ratio(results: Results, settings: list[str]) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(WIDTH, 5), sharey=True, layout="constrained")
     rows = results.at(settings[0])
     batches = sorted({row.batch for row in rows})
-    shades = ["#1d8a5b", "#74c39c", "#24507a", "#7fb2de", "#a8482e", "#e3a08c", "#777777", "#b5b5b5"]
-    cases = list(dict.fromkeys(row.case for row in rows if row.ours))
     for axis, same_kind, title in zip(axes, (True, False), ("peers of the same kind", "all peers"), strict=True):
-        for shade, case in zip(shades, cases, strict=False):
+        for shade, case in zip(SHADES, our_cases(rows), strict=False):
             line = []
             for row in sorted((row for row in rows if row.case == case), key=lambda row: row.batch):
                 verdict = judge(row, results.at(settings[0], row.batch), row.kind if same_kind else None)
@@ -144,14 +148,12 @@ def ratio(results: Results, settings: list[str]) -> Any:
                     label=label,
                 )  # fmt: skip
         axis.axhline(1, color="black", linewidth=1)
-        axis.set(xscale="log", yscale="log", xlabel="batch (rows of x)", title=f"beside {title}")
+        axis.set(xscale="log", yscale="log", xlabel="batch (rows of x)", title=f"{settings[0]}\nbeside {title}")
         batch_axis(axis, batches)
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if str(value)[-1] in "235" else ""))
-        axis.tick_params(axis="y", which="both", labelleft=True, labelsize=9)
-    axes[0].set_ylabel("time of the fastest peer / time of pumice (above 1: pumice is faster)", fontsize=10)
-    figure.suptitle(settings[0], fontsize=12)
-    figure.legend(loc="outside lower center", ncols=4)
+        plain_logs(axis.yaxis)
+        axis.tick_params(axis="y", labelleft=True)
+    axes[0].set_ylabel("time of the fastest peer / ours\n(above 1: pumice is faster)")
+    figure.legend(loc="outside upper center", ncols=4)
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     return figure
 
@@ -161,9 +163,7 @@ def error(results: Results, settings: list[str]) -> Any:
     rows = [row for row in products(results.at(settings[0])) if row.error]
     batches = sorted({row.batch for row in rows})
     shown = list(dict.fromkeys((batches[0], 64 if 64 in batches else batches[-1])))
-    figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(WIDTH, 5), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(WIDTH, 5), sharey=True, squeeze=False, layout="constrained")
     for axis, batch in zip(axes[0], shown, strict=True):
         for row in (row for row in rows if row.batch == batch):
             size = 75 if row.ours else 45
@@ -172,18 +172,29 @@ def error(results: Results, settings: list[str]) -> Any:
                 edgecolor="black" if row.ours else "none", linewidth=0.8,
             )  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel="milliseconds", title=f"{settings[0]}, batch {batch}")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        plain_logs(axis.xaxis)
     axes[0][0].set_ylabel("relative rms error of y against float64\n(with each case's own decoded weight)")
     libraries = [Line2D([], [], color=shade, marker="o", linestyle="", label=name) for name, shade in COLORS.items()]
     kinds = [Line2D([], [], color="#444444", marker=m, linestyle="", label=kind) for kind, m in MARKERS.items()]
-    figure.legend(handles=libraries + kinds, loc="outside lower center", ncols=9, columnspacing=1, handletextpad=0.2)
+    figure.legend(handles=libraries + kinds, loc="outside upper center", ncols=9, columnspacing=1, handletextpad=0.2)
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     return figure
+
+
+def our_cases(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.case for row in rows if row.ours))
+
+
+def plain_logs(axis: Any) -> None:
+    """1, 2, 5, 10 ... rather than powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def batch_axis(axis: Any, batches: Sequence[int]) -> None:
     axis.set_xticks(batches)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=9)
     axis.minorticks_off()

@@ -10,8 +10,12 @@
 #define OPAQUE(v) asm volatile("" : "+w"(v))
 #endif
 
+// Independent accumulators, more than latency times throughput of any unit here; named ones, since GCC leaves an array
+// of them in memory.
+#define EACH_CHAIN(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
+
 namespace {
-constexpr int kChains = 12;  // independent accumulators, more than latency times throughput of any unit here
+constexpr int kChains = 12;
 volatile double sink;
 }  // namespace
 
@@ -38,15 +42,21 @@ extern "C" double float32_peak(long steps, int threads) {
   double total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
   {
-    vec a = {}, b = {}, acc[kChains] = {};
+    vec a = {}, b = {};
+#define DECLARE(i) vec acc##i = {};
+    EACH_CHAIN(DECLARE)
+#undef DECLARE
     for (int i = 0; i < int(sizeof(vec) / 4); i++) a[i] = 0.5f + 0.001f * i, b[i] = 0.25f;
     for (long s = 0; s < steps; s++) {
       OPAQUE(a);
       OPAQUE(b);
-#pragma GCC unroll 12
-      for (int c = 0; c < kChains; c++) acc[c] = acc[c] * a + b;
+#define STEP(i) acc##i = acc##i * a + b;
+      EACH_CHAIN(STEP)
+#undef STEP
     }
-    for (int c = 0; c < kChains; c++) total += acc[c][0];
+#define ADD(i) total += acc##i[0];
+    EACH_CHAIN(ADD)
+#undef ADD
   }
   sink = total;
   return 2.0 * kChains * double(sizeof(vec) / 4) * threads;
@@ -70,17 +80,22 @@ extern "C" double int8_peak(long steps, int threads) {
   long total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
   {
-    ivec a, b, acc[kChains];
+    ivec a, b;
     __builtin_memset(&a, 3, sizeof a);
     __builtin_memset(&b, 2, sizeof b);
-    __builtin_memset(acc, 0, sizeof acc);
+#define DECLARE(i) ivec acc##i = {};
+    EACH_CHAIN(DECLARE)
+#undef DECLARE
     for (long s = 0; s < steps; s++) {
       OPAQUE(a);
       OPAQUE(b);
-#pragma GCC unroll 12
-      for (int c = 0; c < kChains; c++) acc[c] = step8(acc[c], a, b);
+#define STEP(i) acc##i = step8(acc##i, a, b);
+      EACH_CHAIN(STEP)
+#undef STEP
     }
-    for (int c = 0; c < kChains; c++) total += ((const int*)&acc[c])[0];
+#define ADD(i) total += long(acc##i[0]);
+    EACH_CHAIN(ADD)
+#undef ADD
   }
   sink = double(total);
   return 2.0 * kChains * double(sizeof(ivec)) * threads;

@@ -33,10 +33,10 @@ def main() -> None:
     else:
         results = Results(about())
         print("\n".join(f"{key}: {value}" for key, value in results.about.items()), file=sys.stderr, flush=True)
+        path = options.json or OUTPUT / "results.json"
         for name in options.suites:
             run_suite(name, options, results)
-        path = options.json or OUTPUT / "results.json"
-        results.save(path)
+            results.save(path)  # what is measured is kept, whatever comes later
         print(f"{path}: every round", file=sys.stderr)
     found = blocks(results)
     print("\n\n".join(found.values()))

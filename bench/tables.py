@@ -69,15 +69,16 @@ def headline(rows: Sequence[Row]) -> str:
     lines = []
     for row in sorted((row for row in rows if row.ours), key=lambda row: row.batch):
         same = [other for other in rows if other.batch == row.batch]
-        lines.append(
-            (
-                row.case.removeprefix("pumice "), str(row.batch), f"{row.ms:.3f}", f"{row.spread:.0%}",
-                f"{row.gbytes:.1f}", f"{row.gflops:.0f}", roof(row, same), versus(judge(row, same, row.kind)),
-                versus(judge(row, same)), error_of(row),
-            )  # fmt: skip
-        )
-    headings = ("pumice", "batch", "ms", "spread", "GB/s", "GFLOP/s", "of the machine", "fastest of its kind / it",
-                "fastest of all / it", "error")  # fmt: skip
+        cells = (
+            row.case.removeprefix("pumice "), str(row.batch), f"{row.ms:.3f}", f"{row.spread:.0%}",
+            f"{row.gbytes:.1f}", f"{row.gflops:.0f}", roof(row, same), versus(judge(row, same, row.kind)),
+            versus(judge(row, same)), error_of(row),
+        )  # fmt: skip
+        lines.append(cells)
+    headings = (
+        "pumice", "batch", "ms", "spread", "GB/s", "GFLOP/s", "of the machine", "fastest of its kind / it",
+        "fastest of all / it", "error",
+    )  # fmt: skip
     return table(headings, lines)
 
 
@@ -142,7 +143,7 @@ def our_table(results: Results, settings: Sequence[str]) -> str:
     batches = sorted({row.batch for setting in settings for row in results.at(setting)})
     lines = []
     for setting in settings:
-        for case in dict.fromkeys(row.case for row in results.at(setting) if row.ours):
+        for case in our_cases(results, setting):
             cells = []
             for batch in batches:
                 same = results.at(setting, batch)
@@ -151,6 +152,10 @@ def our_table(results: Results, settings: Sequence[str]) -> str:
             lines.append((setting, case.removeprefix("pumice "), *cells))
     legend = "Milliseconds (fastest peer of its kind / it, fastest of all / it):"
     return legend + "\n\n" + table(("", "pumice", *(f"batch {batch}" for batch in batches)), lines, left=2)
+
+
+def our_cases(results: Results, setting: str) -> list[str]:
+    return list(dict.fromkeys(row.case for row in results.at(setting) if row.ours))
 
 
 def ratios(row: Row, same: Sequence[Row]) -> str:
@@ -167,12 +172,11 @@ def beside_numpy(results: Results, suite: str) -> str:
             base = next((np.array(row.rounds) for row in same if row.case == NUMPY), None)
             for row in same:
                 ratio = "" if base is None else mark(float(np.median(base / np.array(row.rounds))))
-                lines.append(
-                    (
-                        row.case, str(batch), f"{row.nbytes:,}", f"{row.ms:.3f}", f"{row.spread:.0%}",
-                        f"{row.gbytes:.1f}", ratio, error_of(row),
-                    )  # fmt: skip
-                )
+                cells = (
+                    row.case, str(batch), f"{row.nbytes:,}", f"{row.ms:.3f}", f"{row.spread:.0%}",
+                    f"{row.gbytes:.1f}", ratio, error_of(row),
+                )  # fmt: skip
+                lines.append(cells)
     headings = ("case", "batch", "bytes", "ms", "spread", "GB/s", f"{NUMPY} / it", "relative rms error")
     return table(headings, lines)
 
@@ -184,23 +188,27 @@ def losses(results: Results) -> str:
     """Where a peer is faster: a line for each setting and case, the batches with their ratios in it."""
     lines, count, lost = [], 0, 0
     for setting in results.settings():
-        for case in dict.fromkeys(row.case for row in results.at(setting) if row.ours):
-            cells: list[list[str]] = [[], []]
+        for case in our_cases(results, setting):
+            cells: tuple[list[str], list[str]] = ([], [])
+            winners: dict[str, None] = {}
             for row in (row for row in results.at(setting) if row.case == case):
                 same = results.at(setting, row.batch)
-                for i, kind in enumerate((row.kind, None)):
-                    verdict = judge(row, same, kind)
-                    count += verdict is not None
-                    if verdict is not None and verdict.ratio < 1:
+                for cell, kind in zip(cells, (row.kind, None), strict=True):
+                    found = judge(row, same, kind)
+                    count += found is not None
+                    if found is not None and found.ratio < 1:
                         lost += 1
-                        cells[i].append(f"{row.batch}: {verdict.ratio:.2f} {verdict.peer}")
-            if any(cells):
-                lines.append((setting, case.removeprefix("pumice "), *map("; ".join, cells)))
-    suites = ", ".join(SUITES[name].title if name in SUITES else name for name in {row.suite: 0 for row in results.rows})
-    text = f"{lost} of {count} comparisons are lost ({suites})."
+                        cell.append(f"{row.batch}: {found.ratio:.2f}")
+                        winners[found.peer] = None
+            if winners:
+                lines.append((setting, case.removeprefix("pumice "), *map(", ".join, cells), ", ".join(winners)))
+    names = dict.fromkeys(row.suite for row in results.rows)
+    titles = "; ".join(SUITES[name].title if name in SUITES else name for name in names)
+    text = f"{lost} of {count} comparisons are lost ({titles}). Each entry is a batch and the ratio there."
     if not lines:
         return text
-    return text + "\n\n" + table(("", "pumice", "batches lost to its kind", "batches lost to any"), lines, left=4)
+    headings = ("", "pumice", "lost to its kind", "lost to any", "to whom")
+    return text + "\n\n" + table(headings, lines, left=5)
 
 
 def write_page(path: Path, found: dict[str, str]) -> None:
