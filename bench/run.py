@@ -54,8 +54,8 @@ def parse() -> argparse.Namespace:
     add("--suite", nargs="+", dest="more", default=[], metavar="SUITE", help="the same")
     add("--quick", action="store_true", help="fewer suites, batches and rounds")
     add("--batches", nargs="+", type=int, help="instead of each suite's own")
-    add("--rounds", type=int, help="7 without it")
-    add("--threads", nargs="+", type=int, help="1 2 without it; suites that are for one of them keep to it")
+    add("--rounds", type=int, help="5 or 7 without it, by the suite")
+    add("--threads", nargs="+", type=int, help="1 2 without it; some suites are for 2 only unless this says otherwise")
     add("--shape", nargs="+", type=shape, dest="shapes", metavar="RxC", help="instead of each suite's own")
     add("--families", nargs="+", metavar="NAME", help="keep these functions of cases.py, peers.py and probes.py only")
     add("--json", type=Path, metavar="F", help="where the results go (build/bench/results.json)")
@@ -69,7 +69,6 @@ def parse() -> argparse.Namespace:
     options.suites = list(SUITES) if "full" in chosen else chosen
     if options.quick:
         options.suites = [name for name in options.suites if SUITES[name].quick] or options.suites
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else 7)
     return options
 
 
@@ -83,15 +82,18 @@ def shape(text: str) -> tuple[int, int]:
 def run_suite(name: str, options: argparse.Namespace, results: Results) -> None:
     """Measure one suite into `results`."""
     suite = SUITES[name]
-    threads = options.threads or ([os.cpu_count() or 1] if options.quick else [1, 2])
-    if options.threads and suite.threads and not set(threads) & set(suite.threads):
-        threads = list(suite.threads)
-    batches = options.batches or [b for b in suite.batches if not options.quick or b in (*QUICK_BATCHES, 8)]
+    threads = options.threads or ([min(2, os.cpu_count() or 1)] if options.quick else [1, 2])
+    batches = options.batches or [b for b in suite.batches if not options.quick or b in QUICK_BATCHES]
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else suite.rounds)
     families = [f for f in suite.families if not options.families or f.split(":")[1] in options.families]
     print(f"{suite.title} ...", file=sys.stderr, flush=True)
     start = time.monotonic()
-    for setting in suite.settings(threads, options.shapes):
-        rows, skipped = measure(name, families, setting, batches, options.rounds)
+    settings = list(suite.settings(threads, options.shapes, keep=options.threads is not None))
+    if not settings:
+        results.skipped.append(f"{suite.title}: it is for {suite.threads} threads")
+        print(f"  SKIPPED {results.skipped[-1]}", file=sys.stderr, flush=True)
+    for setting in settings:
+        rows, skipped = measure(name, families, setting, batches, rounds)
         results.rows += rows
         results.skipped += skipped
     print(f"{suite.title}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

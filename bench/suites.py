@@ -14,15 +14,14 @@ DENSE = ("probes:probes", NUMPY, *OURS, *PEERS)
 CSR = ("cases:csr_numpy", "cases:csr_scipy", "cases:csr_float32", "cases:csr_int8")
 LYRA = tuple(f"cases:lyra_{name}" for name in ("numpy", "scipy", "scipy_bsr", "csr", "csr_int8", "bsr", "bsr_int8"))
 
-# The two that --quick keeps of a suite's batches: memory and arithmetic at their purest.
-QUICK_BATCHES, QUICK_ROUNDS = (1, 16, 256), 3
+QUICK_BATCHES, QUICK_ROUNDS = (1, 8, 16, 256), 3  # what --quick keeps of a suite
 
 
 @dataclass(frozen=True)
 class Suite:
     """Settings that are measured with the same families and shown together.
 
-    `batches` are in the order of `shapes` where they differ; `threads` None means all that the run asks for.
+    `threads` None means all that the run asks for.
     """
 
     title: str
@@ -32,17 +31,21 @@ class Suite:
     hot: bool = False
     threads: tuple[int, ...] | None = None
     quick: bool = False
+    rounds: int = 5
 
-    def settings(self, threads: list[int], shapes: list[tuple[int, int]] | None = None) -> Iterator[Setting]:
+    def settings(
+        self, threads: list[int], shapes: list[tuple[int, int]] | None = None, *, keep: bool = False
+    ) -> Iterator[Setting]:
+        """Every setting; `keep` all the threads, whatever the suite is for."""
         for count in threads:
-            if self.threads is None or count in self.threads:
+            if keep or self.threads is None or count in self.threads:
                 yield from (Setting(*shape, count, self.hot) for shape in shapes or self.shapes)
 
 
 SUITES = {
     "dense": Suite(
         "Dense, 4096 x 4096, cold", ((4096, 4096),), (1, 2, 4, 8, 12, 16, 64, 256),
-        (*DENSE, "cases:dense_bfloat16"), quick=True,
+        (*DENSE, "cases:dense_bfloat16"), quick=True, rounds=7,
     ),
     "hot": Suite("Dense, 4096 x 4096, hot", ((4096, 4096),), (1, 4, 16, 64), hot=True),
     "shapes": Suite(

@@ -126,14 +126,23 @@ def test_cold_weights_have_copies_and_hot_ones_do_not(bench: Any) -> None:
     assert harness.Setting(64, 64, 1, hot=True).copies(64) == 1
 
 
-def test_the_error_is_taken_panel_by_panel(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_is_relative_and_rms(bench: Any) -> None:
     harness = bench("harness")
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((3, 8), np.float32), rng.standard_normal((10, 8), np.float32)
     true = x.astype(np.float64) @ w.T.astype(np.float64)
-    y = (true * 1.01).astype(np.float32)
-    monkeypatch.setattr(harness, "ORACLE_WEIGHTS", 24)  # three rows a panel
-    assert harness.relative_error(x, y, w) == pytest.approx(0.01, rel=1e-3)
+    assert harness.relative_error(x, true * 1.01, w) == pytest.approx(0.01)
+    assert harness.relative_error(x, true, np.zeros_like(w)) == 0
+
+
+def test_large_weights_are_held_against_rows_spread_evenly(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = bench("harness")
+    w = np.arange(80.0).reshape(10, 8)
+    monkeypatch.setattr(harness, "ORACLE_WEIGHTS", 24)  # three rows
+    rows, there = harness.Case("a case", "int8", 80, [None], lambda x: None, lambda: w).oracle
+    assert rows.tolist() == [0, 4, 9]
+    assert (there == w[rows]).all()
+    assert harness.spread(3, 100).tolist() == [0, 1, 2]
 
 
 def test_workers_do_not_see_what_slows_numpy(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
