@@ -6,7 +6,7 @@ PEERS := .venv-peers
 comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__)
 
 .PHONY: help demo test test-scalar lint bench bench-compare promises fuzz sanitize tsan huge clean
 
