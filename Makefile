@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm lint bench promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm lint bench bench-compare promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -16,7 +17,8 @@ help:
 	@echo "make test-baseline  the scalar kernels on an emulated processor without AVX (needs qemu-user)"
 	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
 	@echo "make lint         ruff and mypy --strict"
-	@echo "make bench        speed beside NumPy and SciPy"
+	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
+	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
 	@echo "make sanitize     the tests of the native code under ASan and UBSan"
@@ -80,8 +82,22 @@ test-arm: $(VENV)/with-test $(VENV)/with-build
 lint: $(VENV)/with-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/with-scipy
-	@$(BIN)/python bench/run.py
+# The peers have a venv of their own: they are large, and the tests do without them. One that cannot be installed is
+# skipped, here and by bench/run.py, each time with a line that says so.
+$(PEERS)/peers: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/made
+	@echo "== installing the peers (a few minutes)"
+	@for peer in $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])"); do \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$peer || echo "bench: $$peer cannot be installed: SKIPPED"; done
+	@touch $@
+
+bench: $(PEERS)/peers
+	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/built
+	@$(PEERS)/bin/python bench/run.py $(SUITES) $(if $(QUICK),--quick) $(if $(WRITE),--write) $(if $(JSON),--json $(JSON))
+
+bench-compare:
+	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }
+	@$(PYTHON) -c "import numpy" 2>/dev/null && python=$(PYTHON) || python=$(PEERS)/bin/python; $$python bench/compare.py $(A) $(B)
 
 promises: $(VENV)/with-test
 	@PUMICE_LONG=1 $(BIN)/python -m pytest -q -s tests/promises
@@ -119,4 +135,4 @@ huge: $(VENV)/with-test
 	@$(BIN)/python -m pytest -q -m huge
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(PEERS) build dist

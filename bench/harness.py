@@ -1,115 +1,173 @@
 """Time libraries side by side: each in a process of its own, stopped while another is timed.
 
-Thread pools spin for up to 200 ms after a product, so two libraries in one process slow each other down. Each case
-holds copies of its weight worth four times the L3 cache and takes the next one for each product: cold weights, as when
-a model is decoded. Cases are asked in a fresh random order every round.
+Thread pools spin for up to 200 ms after a product, so two libraries in one process slow each other down. A cold case
+holds copies of its weight that are worth more than the caches and takes the next one for each product, as when a model
+is decoded; a hot case has one copy. Cases are asked in a fresh random order every round.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import cycle
+from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import clean_environment, cold_bytes
+from results import OURS, Row
 
-SLICE = 0.06  # seconds that a case is timed for, a round
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PUMICE_NUM_THREADS")
+SLICE = 0.05  # seconds that a case is timed for, a round, at least
+ORACLE_WEIGHTS = 1 << 24  # that y is held against: of larger weights, rows spread evenly
+REST = 0.05  # seconds after which the threads of NumPy's BLAS, which the oracle uses, no longer spin
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases of a measurement share."""
+
+    rows: int
+    cols: int
+    threads: int
+    hot: bool = False
+
+    def copies(self, nbytes: int) -> int:
+        """As many copies as make the weights cold; one weight beyond the caches evicts itself."""
+        return 1 if self.hot else max(1, -(-cold_bytes() // max(nbytes, 1)))
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.rows} x {self.cols}, {'hot' if self.hot else 'cold'}, {threads}"
 
 
 @dataclass
 class Case:
     """One weight in one library.
 
-    `nbytes` is what a product reads of it; `copies` are equal weights at different places; `product(copy, x)` gives y;
-    `exact` is the decoded weight that y is held against.
+    Attributes
+    ----------
+    kind : str
+        What the weights are stored as: int4, int8, 16-bit, float32, or probe.
+    nbytes : int
+        What a product reads of the weight.
+    copies : list
+        Equal weights, or at least weights of equal size, at different places.
+    prepare : callable
+        ``prepare(x)`` gives the product that is timed: ``product(copy)`` -> y, from float32 to float32.
+    exact : callable or None
+        Gives the decoded weight of ``copies[0]`` that y is held against; None for a probe.
+    products : int
+        Products that one call computes; its time is divided by them.
+    operations : float
+        Of a call of a probe; a product has 2 * batch * rows * cols.
     """
 
     name: str
+    kind: str
     nbytes: int
     copies: list[Any]
-    product: Callable[[Any, np.ndarray], np.ndarray]
-    exact: np.ndarray
-    errors: dict[int, float] = field(default_factory=dict)
+    prepare: Callable[[np.ndarray], Callable[[Any], Any]]
+    exact: Callable[[], np.ndarray] | None = None
+    products: int = 1
+    operations: float = 0.0
+    errors: dict[int, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.turns = cycle(self.copies)
 
+    @cached_property
+    def oracle(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows, and the decoded weight there."""
+        if self.exact is None:
+            return None
+        w = self.exact()
+        rows = spread(len(w), max(1, ORACLE_WEIGHTS // w.shape[1]))
+        return rows, w[rows]
+
 
 @dataclass(frozen=True)
-class Row:
-    """A measured case: milliseconds of every round, and the relative rms error against float64."""
+class Skip:
+    """A case that cannot run here, and why: printed and kept, never silent."""
 
-    group: str
-    case: str
-    batch: int
-    nbytes: int
-    copies: int
-    rounds: list[float]
-    error: float
-
-    @property
-    def ms(self) -> float:
-        return float(np.median(self.rounds))
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range over the median."""
-        low, high = np.percentile(self.rounds, [25, 75])
-        return float((high - low) / self.ms)
+    name: str
+    why: str
 
 
-def cold_copies(nbytes: int, make: Callable[[], Any]) -> list[Any]:
-    """As many copies as make the weights cold."""
-    return [make() for _ in range(max(2, -(-4 * l3_bytes() // max(nbytes, 1))))]
+def measure(
+    suite: str, families: Iterable[str], setting: Setting, batches: list[int], rounds: int
+) -> tuple[list[Row], list[str]]:
+    """Time every case of the families (``module:function`` that yield cases) at every batch.
 
-
-def l3_bytes() -> int:
+    Returns the rows, and a line for each case that was skipped.
+    """
+    workers: list[subprocess.Popen[str]] = []
+    cases: list[tuple[subprocess.Popen[str], int, dict[str, Any]]] = []
+    skipped: list[str] = []
     try:
-        size = int(subprocess.run(["getconf", "LEVEL3_CACHE_SIZE"], capture_output=True, text=True).stdout or 0)
-    except (OSError, ValueError):
-        size = 0
-    return size or 32 << 20
+        for family in families:  # one after the other: what is built must not disturb what is being built
+            process = _start(family, setting)
+            workers.append(process)
+            answer = _read(process)
+            cases += [(process, i, case) for i, case in enumerate(answer["cases"])]
+            for line in answer["skipped"]:
+                skipped.append(f"{setting}: {line}")
+                print(f"  SKIPPED {line}", file=sys.stderr, flush=True)
+            process.send_signal(signal.SIGSTOP)
+        rows = []
+        for batch in batches:
+            rows += _rounds(suite, cases, setting, batch, rounds, skipped)
+            print(f"  {setting}, batch {batch}: {len(cases)} cases", file=sys.stderr, flush=True)
+    finally:
+        for process in workers:
+            process.send_signal(signal.SIGCONT)
+            process.communicate()
+    return rows, skipped
 
 
-def measure(group: str, families: list[str], batches: list[int], rounds: int, threads: int) -> list[Row]:
-    """Time every case of the families (functions of `cases.py` that yield cases) at every batch."""
-    environment = os.environ | {name: str(threads) for name in THREAD_VARIABLES}
-    workers, cases = [], []
-    for family in families:
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), family]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        workers.append(process)
-        cases += [(process, i, *case) for i, case in enumerate(_read(process))]
-        process.send_signal(signal.SIGSTOP)
-    order = np.random.default_rng(0)
-    rows = []
-    for batch in batches:
-        times: dict[str, list[float]] = {name: [] for _, _, name, _, _ in cases}
-        errors = {}
-        for _ in range(rounds):
-            for j in order.permutation(len(cases)):
-                process, i, name, _, _ = cases[j]
-                process.send_signal(signal.SIGCONT)
-                print(json.dumps([i, batch]), file=process.stdin, flush=True)
-                seconds, errors[name] = _read(process)
-                process.send_signal(signal.SIGSTOP)
-                times[name].append(seconds * 1e3)
-        rows += [Row(group, name, batch, size, n, times[name], errors[name]) for _, _, name, size, n in cases]
-        print(f"  {group}, batch {batch}: done", file=sys.stderr, flush=True)
-    for process in workers:
-        process.send_signal(signal.SIGCONT)
-        process.communicate()
-    return rows
+def _start(family: str, setting: Setting) -> subprocess.Popen[str]:
+    command = [sys.executable, str(Path(__file__).with_name("worker.py")), family, json.dumps(asdict(setting))]
+    environment = clean_environment(setting.threads)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: int, skipped: list[str]) -> list[Row]:
+    order = np.random.default_rng(batch)
+    times: list[list[float]] = [[] for _ in cases]
+    errors: list[float | None] = [None] * len(cases)
+    failed: dict[int, str] = {}
+    for _ in range(rounds):
+        for j in order.permutation(len(cases)):
+            if j in failed:
+                continue
+            process, i, _ = cases[j]
+            process.send_signal(signal.SIGCONT)
+            print(json.dumps([i, batch]), file=process.stdin, flush=True)
+            answer = _read(process)
+            process.send_signal(signal.SIGSTOP)
+            if "failed" in answer:
+                failed[j] = answer["failed"]
+                continue
+            times[j].append(answer["seconds"] * 1e3)
+            errors[j] = answer["error"]
+    found = []
+    for j, (_, _, case) in enumerate(cases):
+        if j in failed:
+            skipped.append(f"{setting}, batch {batch}: {case['name']}: {failed[j]}")
+            print(f"  SKIPPED {case['name']}, batch {batch}: {failed[j]}", file=sys.stderr, flush=True)
+            continue
+        operations = case["operations"] or 2.0 * batch * setting.rows * setting.cols
+        row = Row(
+            suite, str(setting), case["name"], case["kind"], batch, setting.rows, setting.cols, setting.threads,
+            setting.hot, case["nbytes"], operations, case["copies"], times[j], errors[j],
+        )  # fmt: skip
+        found.append(row)
+    return found
 
 
 def _read(process: subprocess.Popen[str]) -> Any:
@@ -120,62 +178,68 @@ def _read(process: subprocess.Popen[str]) -> Any:
     return json.loads(line)
 
 
-def serve(cases: Iterator[Case]) -> None:
-    """The other end: build the cases, then answer [case, batch] with [seconds, error]."""
-    built = list(cases)
-    print(json.dumps([(case.name, case.nbytes, len(case.copies)) for case in built]), flush=True)
+def serve(found: Iterator[Case | Skip], family: str, cols: int) -> None:
+    """The other end: build the cases, then answer [case, batch] with seconds and error."""
+    built: list[Case] = []
+    skipped: list[str] = []
+    try:
+        for case in found:
+            if isinstance(case, Case):
+                built.append(case)
+            else:
+                skipped.append(f"{case.name}: {case.why}")
+    except ImportError as error:
+        skipped.append(f"{family}: {error}; install it to have it beside {OURS}")
+    except Exception as error:  # a peer's own troubles must not end the run
+        skipped.append(f"{family}: {_line(error)}")
+    facts = [
+        {"name": c.name, "kind": c.kind, "nbytes": c.nbytes, "copies": len(c.copies) * c.products}
+        | {"operations": c.operations}
+        for c in built
+    ]
+    print(json.dumps({"cases": facts, "skipped": skipped}), flush=True)
     for line in sys.stdin:
         index, batch = json.loads(line)
-        print(json.dumps(_time(built[index], batch)), flush=True)
+        try:
+            seconds, error = timed(built[index], batch, cols)
+            answer: dict[str, Any] = {"seconds": seconds, "error": error}
+        except Exception as error:
+            answer = {"failed": _line(error)}
+        print(json.dumps(answer), flush=True)
 
 
-def _time(case: Case, batch: int) -> tuple[float, float]:
-    x = np.random.default_rng(batch).standard_normal((batch, case.exact.shape[1]), np.float32)
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+
+
+def timed(case: Case, batch: int, cols: int) -> tuple[float, float | None]:
+    """Seconds of a product, over as many as take a slice; and the error, once a batch."""
+    x = np.random.default_rng(batch).standard_normal((batch, cols), np.float32)
+    product = case.prepare(x)
     if batch not in case.errors:
-        y = case.product(case.copies[0], x)
-        true = x.astype(np.float64) @ case.exact.T.astype(np.float64)
-        case.errors[batch] = float(np.sqrt(np.mean((y - true) ** 2) / np.mean(true**2)))
-        for copy in case.copies:  # first products prepack
-            case.product(copy, x)
-        time.sleep(0.3)  # NumPy's threads, which the oracle used, spin until then
-    case.product(next(case.turns), x)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < SLICE or count < 3:
-        case.product(next(case.turns), x)
-        count += 1
-    return (time.perf_counter() - start) / count, case.errors[batch]
+        y = np.asarray(product(case.copies[0]))
+        case.errors[batch] = relative_error(x, y[:, case.oracle[0]], case.oracle[1]) if case.oracle else None
+        for copy in case.copies:  # first products prepack, and some libraries compile for each batch
+            product(copy)
+        time.sleep(REST)
+    count = 1
+    while True:  # the short turns warm the threads up, which were stopped
+        start = time.perf_counter()
+        for copy in islice(case.turns, count):
+            product(copy)
+        seconds = time.perf_counter() - start
+        if seconds >= SLICE:
+            return seconds / count / case.products, case.errors[batch]
+        count = max(2 * count, int(1.1 * count * SLICE / max(seconds, 1e-9)))
 
 
-def machine(threads: int) -> dict[str, str]:
-    """What the numbers were measured on."""
-    import scipy
-
-    import pumice
-
-    config = pumice.show_config()
-    name = "unknown CPU"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.split(":", 1)[1].strip()
-    return {
-        "machine": f"{name}, {os.cpu_count()} CPUs, L3 {l3_bytes() >> 20} MiB",
-        "threads": str(threads),
-        "isa": config["isa"],
-        "import": import_cost(),
-        "versions": f"pumice {config['version']} ({config['compiler']}), NumPy {np.__version__}, "
-        f"SciPy {scipy.__version__}, Python {platform.python_version()}",
-    }
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` rows, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def import_cost() -> str:
-    """What ``import pumice`` adds to ``import numpy``, each in a process of its own."""
-    code = "import time, numpy; start = time.perf_counter(); import pumice; print(time.perf_counter() - start)"
-    command = [sys.executable, "-c", code]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    runs = [float(subprocess.run(command, env=environment, capture_output=True, text=True).stdout) for _ in range(9)]
-    return f"{np.median(runs) * 1e3:.0f} ms above NumPy (median of {len(runs)} processes)"
-
-
-def save(path: Path, about: dict[str, str], rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1))
+def relative_error(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    """Relative rms error of y against x @ w.T in float64."""
+    true = x.astype(np.float64) @ w.T.astype(np.float64)
+    size = float(np.sum(true**2))
+    return (float(np.sum((y - true) ** 2)) / size) ** 0.5 if size else 0.0

@@ -1,91 +1,122 @@
-"""Measure pumice beside its peers in one run: ``python bench/run.py [--groups dense csr lyra] [--write]``.
+"""Measure pumice beside its peers in one run: ``python bench/run.py [SUITE ...] [--quick] [--json F] [--write]``.
 
-``--write`` puts the tables into docs/performance.md; the numbers of every round go to build/bench/results.json.
+Without a suite all of them run (25 minutes; ``--quick`` 5). The numbers of every round go to build/bench/results.json,
+tables and plots beside it; ``--write`` puts them into docs/performance.md.
+
+    python bench/run.py dense --batches 1 4 --rounds 7 --threads 2 --json out.json
+    python bench/run.py dense --shape 2048x2048 --families dense_numpy dense_int4
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
-from harness import Row, machine, measure, save
+from harness import measure
+from machine import about
+from results import Results
+from suites import QUICK_BATCHES, QUICK_ROUNDS, SUITES
+from tables import blocks, write_page
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
-
-GROUPS: dict[str, tuple[str, list[str], list[int]]] = {
-    "dense": (
-        "Dense, 4096 x 4096, cold weights",
-        ["dense_numpy", "dense_int4", "dense_int4_g32", "dense_int8"],
-        [1, 4, 16, 64, 256],
-    ),
-    "csr": (
-        "CSR, 4096 x 4096, 90 % sparse at random, cold weights",
-        ["csr_numpy", "csr_scipy", "csr_float32", "csr_int8"],
-        [1, 16, 64],
-    ),
-    "lyra": (
-        "Lyra WaveGRU conv_to_gates, 3072 x 1024, learned 4 x 4 blocks, 8 % dense, cold weights",
-        ["lyra_numpy", "lyra_scipy", "lyra_scipy_bsr", "lyra_csr", "lyra_csr_int8", "lyra_bsr", "lyra_bsr_int8"],
-        [1],
-    ),
-}
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown: one line a case and batch, ratios to the first case of the batch (NumPy float32) round by round."""
-    lines = [
-        "| case | batch | bytes | ms | spread | GB/s | NumPy float32 / it | relative rms error |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for batch in dict.fromkeys(row.batch for row in rows):
-        same = [row for row in rows if row.batch == batch]
-        base = np.array(next(row for row in same if row.case.startswith("NumPy")).rounds)
-        for row in same:
-            ratio = float(np.median(base / np.array(row.rounds)))
-            lines.append(
-                f"| {row.case} | {batch} | {row.nbytes:,} | {row.ms:.3f} | {row.spread:.0%} | "
-                f"{row.nbytes / row.ms / 1e6:.1f} | {ratio:.2f} | {row.error:.1e} |"
-            )
-    return "\n".join(lines)
-
-
-def write(tables: dict[str, str], about: dict[str, str]) -> None:
-    """Replace what stands between the markers of the page."""
-    text = PAGE.read_text("utf-8")
-    facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    for name, body in (tables | {"machine": facts}).items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m, body=body: m[1] + body + m[2], text)
-        if count != 1:
-            raise SystemExit(f"{PAGE}: expected one place for {name!r}, found {count}")
-    PAGE.write_text(text, "utf-8")
+OUTPUT = ROOT / "build" / "bench"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--batches", nargs="+", type=int, help="instead of each group's own")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
-    options = parser.parse_args()
-    about, rows, tables = machine(options.threads), [], {}
-    for name in options.groups:
-        title, families, batches = GROUPS[name]
-        print(f"{title} ...", file=sys.stderr, flush=True)
-        found = measure(name, families, options.batches or batches, options.rounds, options.threads)
-        rows += found
-        tables[name] = table(found)
-        print(f"\n{title}\n\n{tables[name]}\n", flush=True)
-    print("\n".join(f"{key}: {value}" for key, value in about.items()))
-    save(ROOT / "build" / "bench" / "results.json", about, rows)
+    options = parse()
+    if options.read:
+        results = merged([Results.load(path) for path in options.read])
+    else:
+        results = Results(about())
+        print("\n".join(f"{key}: {value}" for key, value in results.about.items()), file=sys.stderr, flush=True)
+        path = options.json or OUTPUT / "results.json"
+        for name in options.suites:
+            run_suite(name, options, results)
+            results.save(path)  # what is measured is kept, whatever comes later
+        print(f"{path}: every round", file=sys.stderr)
+    found = blocks(results)
+    print("\n\n".join(found.values()))
+    draw(results, OUTPUT)
     if options.write:
-        write(tables, about)
+        draw(results, PAGE.parent / "plots")
+        write_page(PAGE, found)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    names = [*SUITES, "full"]
+    add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(names)}; without one, full")
+    add("--suite", nargs="+", dest="more", default=[], metavar="SUITE", help="the same")
+    add("--quick", action="store_true", help="fewer suites, batches and rounds")
+    add("--batches", nargs="+", type=int, help="instead of each suite's own")
+    add("--rounds", type=int, help="5 or 7 without it, by the suite")
+    add("--threads", nargs="+", type=int, help="1 2 without it; some suites are for 2 only unless this says otherwise")
+    add("--shape", nargs="+", type=shape, dest="shapes", metavar="RxC", help="instead of each suite's own")
+    add("--families", nargs="+", metavar="NAME", help="keep these functions of cases.py, peers.py and probes.py only")
+    add("--json", type=Path, metavar="F", help="where the results go (build/bench/results.json)")
+    add("--from", nargs="+", type=Path, dest="read", metavar="F", help="show these results instead of measuring")
+    add("--write", action="store_true", help="put tables and plots into docs/")
+    options = parser.parse_args()
+    chosen = options.suites + options.more or ["full"]
+    for name in chosen:
+        if name not in names:
+            parser.error(f"suite: expected one of {', '.join(names)}, got {name!r}")
+    options.suites = list(SUITES) if "full" in chosen else chosen
+    if options.quick:
+        options.suites = [name for name in options.suites if SUITES[name].quick] or options.suites
+    return options
+
+
+def shape(text: str) -> tuple[int, int]:
+    rows, x, cols = text.partition("x")
+    if not x or not rows.isdigit() or not cols.isdigit():
+        raise argparse.ArgumentTypeError(f"expected ROWSxCOLS, got {text!r}")
+    return int(rows), int(cols)
+
+
+def run_suite(name: str, options: argparse.Namespace, results: Results) -> None:
+    """Measure one suite into `results`."""
+    suite = SUITES[name]
+    threads = options.threads or ([min(2, os.cpu_count() or 1)] if options.quick else [1, 2])
+    batches = options.batches or [b for b in suite.batches if not options.quick or b in QUICK_BATCHES]
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else suite.rounds)
+    families = [f for f in suite.families if not options.families or f.split(":")[1] in options.families]
+    print(f"{suite.title} ...", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    settings = list(suite.settings(threads, options.shapes, keep=options.threads is not None))
+    if not settings:
+        results.skipped.append(f"{suite.title}: it is for {suite.threads} threads")
+        print(f"  SKIPPED {results.skipped[-1]}", file=sys.stderr, flush=True)
+    for setting in settings:
+        rows, skipped = measure(name, families, setting, batches, rounds)
+        results.rows += rows
+        results.skipped += skipped
+    print(f"{suite.title}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def merged(several: list[Results]) -> Results:
+    """One of several files; of a suite that two of them have, the later one counts."""
+    result = Results(several[-1].about)
+    for results in several:
+        suites = {row.suite for row in results.rows}
+        result.rows = [row for row in result.rows if row.suite not in suites] + results.rows
+        result.skipped = list(dict.fromkeys(result.skipped + results.skipped))
+    return result
+
+
+def draw(results: Results, folder: Path) -> None:
+    try:
+        from plots import draw_all
+    except ImportError as error:
+        print(f"SKIPPED plots: {error}", file=sys.stderr)
+        return
+    for path in draw_all(results, folder):
+        print(f"{path}: {path.stat().st_size >> 10} KB", file=sys.stderr)
 
 
 if __name__ == "__main__":

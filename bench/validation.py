@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from harness import machine
+from machine import about
 
 import pumice as pm
 
@@ -51,7 +51,7 @@ def main() -> None:
     pm.save(file, {"w": w})
     checkpoint = pm.load(file.getvalue())
     report("verify: SHA-256 and structure", len(file.getvalue()), best(checkpoint.verify))
-    print("\n".join(f"{key}: {value}" for key, value in machine(pm.get_num_threads()).items()))
+    print("\n".join(f"{key}: {value}" for key, value in about().items()))
 
 
 if __name__ == "__main__":

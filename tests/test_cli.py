@@ -14,6 +14,7 @@ import pytest
 
 import pumice as pm
 from pumice.cli import main
+from pumice.profile import cache_path, load_profile
 
 
 @pytest.fixture
@@ -174,3 +175,61 @@ def test_progress_goes_to_a_terminal(model: Path, tmp_path: Path) -> None:
     os.close(ours)
     assert done.returncode == 0
     assert "fc.weight" in seen
+
+
+def test_explain_prints_a_line_for_each_matrix(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "int4-g32", "--tensor", "embed=float16"]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "s"), "--batch", "2"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0].split()[:4] == ["tensor", "shape", "scheme", "kernel"]
+    table = {line.split()[0]: line.split() for line in lines[1:]}
+    assert set(table) == {"fc.weight", "embed.weight"}  # the bias is no matrix
+    assert table["fc.weight"][1:4] == ["64x64", "int4-g32", "matmul_int"]
+    assert "shipped defaults" in printed.err
+    assert main(["explain", str(tmp_path / "s"), "fc.weight", "--activations", "int8", "--cold"]) == 0
+    assert capsys.readouterr().out.startswith("int4-g32 (64, 64), batch 1, activations int8\n")
+    assert main(["explain", str(model), "--json"]) == 0
+    tensors = json.loads(capsys.readouterr().out)["tensors"]
+    assert {t["name"]: t["scheme"] for t in tensors} == {"fc.weight": "float32", "embed.weight": "float32"}
+    assert all(t["expected"]["memory"] > 0 and t["alternatives"] for t in tensors)
+    for tensor, message in (("nothing", "expected one of the checkpoint's"), ("fc.bias", "expected a matrix")):
+        assert main(["explain", str(model), tensor]) == 1
+        assert f"tensor: {message}" in capsys.readouterr().err
+
+
+def test_bench_compares_with_numpy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pumice.comparison.LASTING", 1e-5)
+    tiny = ["bench", "--shape", "32x64", "--schemes", "int8", "csr", "--batches", "1", "3", "--rounds", "2", "--hot"]
+    assert main([*tiny, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["shape"] == [32, 64]
+    assert [(t["case"], t["batch"]) for t in table["timings"]] == [
+        (case, batch) for batch in (1, 3) for case in ("NumPy float32", "pumice int8", "pumice csr")
+    ]
+    assert all(t["seconds"] > 0 and t["ratio"] > 0 and t["error"] < 1e-3 for t in table["timings"])
+    assert table["timings"][0]["ratio"] == 1
+    assert main(tiny) == 0
+    assert "32 x 64, hot weights, activations int16" in capsys.readouterr().out
+    assert main(["bench", "--schemes", "int77"]) == 2
+    assert main(["bench", "--rounds", "0"]) == 1
+    assert "rounds: expected numbers of at least 1" in capsys.readouterr().err
+
+
+def test_bench_calibrate_keeps_a_profile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in {"LASTING": 1e-6, "ROWS": 16, "COLS": 32, "BATCHES": (1, 9), "SIZES": (1 << 12,)}.items():
+        monkeypatch.setattr(f"pumice.calibration.{name}", value)
+    assert main(["bench", "--calibrate"]) == 0
+    printed = capsys.readouterr()
+    assert "matmul_int" in printed.out
+    assert str(tmp_path) in printed.err
+    assert load_profile().source.startswith("measured ")
+    assert main(["bench", "--calibrate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(cache_path().read_text("utf-8"))

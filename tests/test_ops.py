@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 import pumice as pm
+from pumice.profile import Profile, default_profile
 
 RNG = np.random.default_rng(1)
 W = RNG.standard_normal((24, 64)).astype(np.float32)
@@ -321,6 +323,51 @@ def test_explain_tells_the_kernel_and_what_would_be_faster() -> None:
     assert explained.kernel == "matmul_int"
     assert explained.bytes_moved == pm.compress(W, "int4-g32").nbytes
     assert explained.seconds > 0
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_explain_expects_a_time_and_ranks_the_other_schemes(scheme: str, cold: bool) -> None:
+    explained = pm.explain(pm.compress(SPARSE, scheme), batch=2, cold=cold)
+    assert explained.expected is not None
+    assert explained.expected.seconds > 0
+    assert explained.expected.limit in ("memory", "arithmetic", "call")
+    others = [a.expected.seconds for a in explained.alternatives]
+    assert others == sorted(others)
+    names = {a.scheme for a in explained.alternatives}
+    assert scheme not in names
+    assert names | {scheme} >= {"int4-g128", "int4-g32", "int8", "float16", "float32"}
+    assert f"profile  {explained.profile}" in str(explained)
+    assert "weights from DRAM" in str(explained) or not cold
+
+
+def test_explain_says_plainly_when_numpy_would_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = default_profile("scalar")
+
+    def at(gops: float) -> Profile:
+        """A machine whose BLAS is this fast, and whose calls cost nothing."""
+        rates = [replace(rate, gops={1: gops}) if rate.kernel == "BLAS" else rate for rate in shipped.rates]
+        bandwidths = tuple(replace(b, gbytes=1e9) for b in shipped.bandwidths)
+        return replace(shipped, rates=tuple(rates), bandwidths=bandwidths, overheads={})
+
+    w = pm.compress(W, "int8")
+    monkeypatch.setattr("pumice.explanation.load_profile", lambda: at(1e9))
+    explained = pm.explain(w)
+    assert explained.numpy_wins
+    assert explained.fastest is not None
+    assert explained.fastest.scheme == "float32"
+    assert "NumPy would win" in str(explained)
+    monkeypatch.setattr("pumice.explanation.load_profile", lambda: at(1e-9))
+    explained = pm.explain(w)
+    assert not explained.numpy_wins
+    assert "NumPy would win" not in str(explained)
+
+
+def test_explain_estimates_the_decoded_product_of_a_transposed_array() -> None:
+    explained = pm.explain(pm.compress(W, "int8").T)
+    assert explained.kernel == "decode + BLAS"
+    assert explained.expected is not None
+    assert "in_axis=0" in str(explained)
 
 
 def test_options_hold_inside_their_block_only() -> None:

@@ -15,8 +15,9 @@ from pumice._core.native import get_num_threads, set_num_threads
 from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
+from pumice.explanation import explain
 from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, from_parts
-from pumice.ops import compress, concatenate, explain, linear, quantize, show_config, sparsify
+from pumice.ops import compress, concatenate, linear, quantize, show_config, sparsify
 from pumice.options import options
 from pumice.pruning import prune
 from pumice.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The command line: ``pumice convert | inspect | verify``, the same as ``python -m pumice``."""
+"""The command line: ``pumice convert | inspect | verify | explain | bench``, the same as ``python -m pumice``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pumice import __version__
-from pumice.checkpoint import open_reader, verify
+from pumice.calibration import calibrate
+from pumice.checkpoint import load, open_reader, verify
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
+from pumice.comparison import compare_with_numpy
 from pumice.conversion import Progress, convert
 from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
+from pumice.explanation import PLAIN, Explanation, explain
+from pumice.layouts import CompactArray
+from pumice.ops import compress
+from pumice.options import ACTIVATIONS
+from pumice.profile import save_profile
 from pumice.recipe import FALLBACKS, Recipe
 from pumice.report import table_of
 from pumice.scheme import legal_table
@@ -59,7 +67,44 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("path", type=Path, help="a weights file, or a folder with weights")
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.set_defaults(run=run)
+    _add_explain(commands)
+    _add_bench(commands)
     return parser
+
+
+def _add_explain(commands: Any) -> None:
+    text = "how products with the matrices of a checkpoint are computed here, what they take, what would be faster"
+    command = commands.add_parser("explain", help=text, description=text, epilog=EPILOG)
+    add = command.add_argument
+    add("path", type=Path, help="a weights file, or a folder with weights")
+    add("tensor", nargs="?", help="one of them, in full (default: a line for each matrix)")
+    add("--batch", metavar="N", type=int, default=1, help="rows of x (default: 1)")
+    add("--activations", choices=ACTIVATIONS, help="how x enters integer products (default: int16)")
+    add("--cold", action="store_true", help="weights from DRAM, as when a large model is decoded (default: warm)")
+    add("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_explain)
+
+
+def _add_bench(commands: Any) -> None:
+    text = "time products beside NumPy on this machine, or measure the profile that `explain` estimates with"
+    command = commands.add_parser("bench", help=text, description=text, epilog=EPILOG)
+    add = command.add_argument
+    add("--shape", metavar="RxC", type=_shape, default=(4096, 4096), help="of the weight (default: 4096x4096)")
+    add("--schemes", metavar="S", nargs="+", default=["int8", "int4-g128"], help="(default: int8 int4-g128)")
+    add("--batches", metavar="N", nargs="+", type=int, default=[1, 16, 64], help="rows of x (default: 1 16 64)")
+    add("--activations", choices=ACTIVATIONS, help="how x enters integer products (default: int16)")
+    add("--rounds", metavar="N", type=int, default=5, help="of which medians are taken (default: 5)")
+    add("--hot", action="store_true", help="one copy of each weight (default: copies that no cache holds)")
+    add("--calibrate", action="store_true", help="measure this machine's profile instead, and keep it (20 seconds)")
+    add("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_bench)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, x, cols = text.partition("x")
+    if not x or not rows.isdecimal() or not cols.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected ROWSxCOLS, got {text!r}")
+    return int(rows), int(cols)
 
 
 def _add_convert(commands: Any) -> None:
@@ -174,6 +219,77 @@ def _verify(options: argparse.Namespace) -> int:
         unchecked = f", {len(report.unchecked)} without a checksum" if report.unchecked else ""
         print(f"{report.path}: {'good' if report.ok else 'BAD'}: {report.tensors} tensors match{unchecked}")
     return DONE if report.ok else BAD_DATA
+
+
+def _explain(options: argparse.Namespace) -> int:
+    weights = load(options.path)
+    if options.tensor is not None and options.tensor not in weights:
+        raise ValueError(f"tensor: expected one of the checkpoint's, got {options.tensor!r}")
+    names = list(weights) if options.tensor is None else [options.tensor]
+    found: dict[str, Explanation] = {}
+    for name in names:
+        w = weights[name]
+        if len(w.shape) != 2 or not all(w.shape):
+            continue
+        w = w if isinstance(w, CompactArray) else compress({name: w}, PLAIN)[name]
+        if isinstance(w, CompactArray):  # integers and the like are no weights
+            found[name] = explain(w, options.batch, options.activations, cold=options.cold)
+    if options.tensor is not None and not found:
+        raise ValueError(f"tensor: expected a matrix of weights, got {options.tensor!r}")
+    if options.json:
+        print(json.dumps({"path": str(options.path), "tensors": [{"name": n} | asdict(e) for n, e in found.items()]}))
+    elif options.tensor is not None:
+        print(found[options.tensor])
+    else:
+        headings = ("tensor", "shape", "scheme", "kernel", "bytes", "ms", "expected", "bound by", "fastest other")
+        print(table_of(headings, [(name, *_cells(e)) for name, e in found.items()], left=4))
+        for profile in {e.profile: None for e in found.values()}:
+            print(f"expected: {profile}", file=sys.stderr)
+    return DONE
+
+
+def _cells(e: Explanation) -> tuple[str, ...]:
+    expected = ("?", "?") if e.expected is None else (f"{e.expected.seconds * 1e3:.3g}", e.expected.limit)
+    other = "" if e.fastest is None else f"{e.fastest.scheme} {e.fastest.expected.seconds * 1e3:.3g}"
+    return (
+        "x".join(map(str, e.shape)), e.scheme, e.kernel, f"{e.bytes_moved:,}", f"{e.seconds * 1e3:.3g}", *expected,
+        f"{other} (NumPy)" if e.fastest is not None and e.fastest.scheme == PLAIN else other,
+    )  # fmt: skip
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.calibrate:
+        return _calibrate(options.json)
+    with _Display() as progress:
+        found = compare_with_numpy(
+            options.shape,
+            options.schemes,
+            options.batches,
+            activations=options.activations,
+            cold=not options.hot,
+            rounds=options.rounds,
+            progress=progress,
+        )
+    print(json.dumps(found.to_json()) if options.json else found)
+    return DONE
+
+
+def _calibrate(as_json: bool) -> int:
+    with _Display() as progress:
+        profile = calibrate(progress)
+    path = save_profile(profile)
+    if as_json:
+        print(json.dumps(profile.to_json()))
+    else:
+        sizes = [(f"{b.nbytes:,}", str(b.threads), f"{b.gbytes:.1f}") for b in profile.bandwidths]
+        print(table_of(("bytes read over and over", "threads", "GB/s"), sizes, left=0))
+        rates = []
+        for r in profile.rates:
+            gops = ", ".join(f"{batch}: {value:.4g}" for batch, value in r.gops.items())
+            rates.append((r.kernel, r.activations, str(r.bits), str(r.unit), str(r.threads), gops))
+        print(table_of(("kernel", "activations", "bits", "unit", "threads", "batch: Gop/s"), rates, left=2))
+    print(f"{path}: {profile.cpu}, {profile.isa}, {profile.source}", file=sys.stderr)
+    return DONE
 
 
 def _fail(error: object, code: int) -> int:

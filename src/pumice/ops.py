@@ -1,10 +1,8 @@
-"""The verbs: compress, linear, concatenate, explain. They know no layout by name."""
+"""The verbs: compress, linear, concatenate. They know no layout by name."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from pumice.errors import NonFiniteError, SchemeError
 from pumice.layouts import LAYOUTS, CompactArray, Transposed
 from pumice.layouts.operands import as_bias, as_float32, check_out
 from pumice.members import map_weights
-from pumice.options import ACTIVATIONS, check_choice, current
+from pumice.options import ACTIVATIONS, check_choice
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array
 
@@ -221,99 +219,6 @@ def concatenate(arrays: Iterable[CompactArray]) -> CompactArray:
                 f"got {array.scheme} of shape {array.shape}"
             )
     return type(first).stack(some, (sum(array.shape[0] for array in some), *first.shape[1:]))
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How a product is computed. `str` gives it as text.
-
-    Attributes
-    ----------
-    kernel : str
-        The kernel, or "decode + BLAS".
-    isa, threads
-        What it runs on.
-    bytes_moved : int
-        Bytes of weights that one product reads.
-    seconds : float
-        Measured: the median of a few products, weights as warm as they are then.
-    faster : tuple of str
-        What would be faster.
-    """
-
-    scheme: str
-    shape: tuple[int, ...]
-    batch: int
-    activations: str
-    kernel: str
-    isa: str
-    threads: int
-    bytes_moved: int
-    seconds: float
-    faster: tuple[str, ...]
-
-    def __str__(self) -> str:
-        speed = self.bytes_moved / self.seconds / 1e9
-        lines = [
-            f"{self.scheme} {self.shape}, batch {self.batch}, activations {self.activations}",
-            f"kernel   {self.kernel} ({self.isa}, {self.threads} threads)",
-            f"reads    {self.bytes_moved:,} bytes of weights; float32 would be {4 * int(np.prod(self.shape)):,}",
-            f"time     {self.seconds * 1e3:.3g} ms measured, {speed:.3g} GB/s of weights",
-        ]
-        return "\n".join(lines + [f"faster   {hint}" for hint in self.faster])
-
-
-def explain(w: CompactArray, batch: int = 1, activations: str | None = None) -> Explanation:
-    """How ``x @ w.T`` is computed here: kernel, ISA, bytes moved, measured time, what would be faster.
-
-    Parameters
-    ----------
-    w : CompactArray
-        A matrix.
-    batch : int
-        Rows of x.
-    activations : {"int16", "int8", "float32"}, optional
-        By default what `options` says.
-
-    Examples
-    --------
-    >>> import numpy as np, pumice as pm
-    >>> pm.explain(pm.compress(np.eye(64), "int8"), batch=4).kernel
-    'matmul_int'
-    """
-    if not isinstance(w, CompactArray):
-        raise TypeError(f"w: expected a CompactArray, got {type(w).__name__}")
-    if batch < 1:
-        raise ValueError(f"batch: expected at least 1, got {batch}")
-    activations = current().activations if activations is None else activations
-    check_choice("activations", activations, ACTIVATIONS)
-    x = np.ones((batch, w.shape[-1]), np.float32)
-    w.linear(x, None, activations)
-    runs = []
-    for _ in range(5):
-        start = time.perf_counter()
-        w.linear(x, None, activations)
-        runs.append(time.perf_counter() - start)
-    kernel = w.kernel(batch, activations)
-    return Explanation(
-        w.scheme, w.shape, batch, activations, kernel or "decode + BLAS", native.get_isa(), native.get_num_threads(),
-        w.nbytes, float(np.median(runs)), tuple(_hints(w, batch, activations)),
-    )  # fmt: skip
-
-
-def _hints(w: CompactArray, batch: int, activations: str) -> Iterable[str]:
-    kernel = w.kernel(batch, activations)
-    if isinstance(w, Transposed):
-        yield "the product with w.T is the fused one; compress(w, scheme, in_axis=0) stores w for this one"
-        return
-    for other in ACTIVATIONS:
-        if kernel is None and w.kernel(batch, other):
-            yield f"activations={other!r} has a kernel, {w.kernel(batch, other)}"
-    if kernel == "matmul_int" and activations == "int16" and batch > 8:
-        yield "activations='int8' needs half the arithmetic, at a relative error of about 6e-3"
-    if w.bits_per_weight > 8.5:
-        share = 4.25 / w.bits_per_weight
-        yield f"int4-g128 would read {share:.0%} of these bytes"
 
 
 def show_config() -> dict[str, Any]:

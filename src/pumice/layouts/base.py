@@ -12,6 +12,7 @@ import numpy as np
 from pumice.layouts.indexing import bounds, take_ids
 from pumice.layouts.operands import FLOAT32, apart, as_array, as_bias, as_matrix, check_out
 from pumice.layouts.registry import LAYOUTS, from_parts
+from pumice.layouts.work import Work
 from pumice.options import Options, current
 from pumice.scheme import LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays
@@ -101,6 +102,11 @@ class CompactArray(ABC):
     @classmethod
     def expected_nbytes(cls, scheme: Scheme, shape: tuple[int, ...]) -> int | None:
         """`nbytes` of a weight of this shape, known before its values are; None where it depends on them."""
+        return None
+
+    @classmethod
+    def work(cls, scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, activations: str) -> Work | None:
+        """What a product does with a weight of this shape, for the cost model; None: unknown."""
         return None
 
     @classmethod

@@ -15,6 +15,7 @@ from pumice.layouts.base import CompactArray
 from pumice.layouts.dense import is_mapped
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
+from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
@@ -109,6 +110,17 @@ class CompressedArray(CompactArray):
         )
 
     @classmethod
+    def work(cls, scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, activations: str) -> Work:
+        """What a product does, for the cost model: blocks cost what they store, zeros in them included."""
+        (rows, cols), (height, width) = matrix_shape(shape), block_of(scheme)
+        codec, stored = codec_of(scheme), density * rows * cols
+        dtype, index = np.dtype(codec.sparse_dtype), np.dtype(index_dtype(-(-cols // width)))
+        scaled = dtype == np.int8
+        nbytes = stored * (dtype.itemsize + index.itemsize / (height * width)) + 8 * (-(-rows // height) + 1)
+        steps = steps_of(cls._kernel(scaled, activations), stored, rows * cols, batch)
+        return Work(nbytes + 4 * rows * scaled, steps, activations, label_of(scheme), codec.bits, height * width)
+
+    @classmethod
     def _block_shape(cls, scheme: Scheme) -> tuple[int, ...]:
         """Shape of an entry of `data`."""
         return block_of(scheme)
@@ -194,7 +206,11 @@ class CompressedArray(CompactArray):
         return type(self)(self._scheme, shape, indptr, indices, blocks, scales)
 
     def kernel(self, batch: int, activations: str) -> str | None:
-        if self._scales is None:
+        return self._kernel(self._scales is not None, activations)
+
+    @staticmethod
+    def _kernel(scaled: bool, activations: str) -> str | None:
+        if not scaled:
             return "matmul_f32_bsr"
         return None if activations == "float32" else "matmul_int_bsr"
 

@@ -12,6 +12,7 @@ from pumice.layouts.base import CompactArray
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
+from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, Weights, codec_of, matrix_shape
@@ -63,6 +64,14 @@ class DenseArray(CompactArray):
     @classmethod
     def expected_nbytes(cls, scheme: Scheme, shape: tuple[int, ...]) -> int | None:
         return codec_of(scheme).nbytes(scheme, shape)
+
+    @classmethod
+    def work(cls, scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, activations: str) -> Work:
+        """What a product does, for the cost model."""
+        codec, (rows, cols) = codec_of(scheme), matrix_shape(shape)
+        steps = steps_of(codec.kernel(batch, activations), rows * cols, rows * cols, batch)
+        unit = scheme.group or max(cols, 1)
+        return Work(codec.nbytes(scheme, shape), steps, activations, label_of(scheme), codec.bits, unit)
 
     @classmethod
     def from_codes(

@@ -1,0 +1,222 @@
+"""Results as Markdown: a block for each suite, the losses, and the page that holds them between markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from results import FLOAT_PEAK, INT8_PEAK, NUMPY, PROBE, READ, Results, Row, Verdict, judge, share
+from suites import SUITES
+
+PLOTS = {
+    "bandwidth": "GB/s of weights at batch 1 against the read ceiling",
+    "compute": "GFLOP/s by batch against the peaks",
+    "ratio": "ratio to the fastest peer by batch",
+    "error": "error against time",
+}
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table whose first `left` columns are flush left."""
+    rule = ["---" if i < left else "--:" for i in range(len(headings))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, rule, *rows))
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """Block name -> Markdown: one for each suite that was measured, `losses` and `machine`."""
+    found = {}
+    for name in dict.fromkeys(row.suite for row in results.rows):
+        makers: dict[str, Callable[[Results, str], str]] = {"dense": dense, "csr": beside_numpy, "lyra": beside_numpy}
+        found[name] = f"{makers.get(name, summary)(results, name)}\n\n{footer(results, name)}"
+    return found | {"losses": losses(results), "machine": facts(results)}
+
+
+def facts(results: Results) -> str:
+    lines = [f"- {key}: {value}" for key, value in results.about.items()]
+    return "\n".join(lines + [f"- not measured: {line}" for line in results.skipped])
+
+
+def footer(results: Results, suite: str) -> str:
+    """What goes with every number: a line under each table."""
+    about = results.about
+    rounds = sorted({len(row.rounds) for row in results.rows if row.suite == suite})
+    threads = sorted({row.threads for row in results.rows if row.suite == suite})
+    text = f"{about.get('machine', '?')}; ISA {about.get('ISA', '?')}; {about.get('date', '?')}"
+    return f"*{text}; threads {', '.join(map(str, threads))}; rounds {', '.join(map(str, rounds))}.*"
+
+
+# The main suite: everything that there is to say about one shape.
+
+
+def dense(results: Results, suite: str) -> str:
+    """The headline table, the plots, and every library's milliseconds, for each setting of the suite."""
+    parts = []
+    for setting in reversed(results.settings(suite)):  # most threads first
+        rows = results.at(setting)
+        if not parts:
+            parts += [f"### {setting}", headline(rows)]
+            parts += [f"![{text}](plots/{name}.png)" for name, text in PLOTS.items()]
+            parts += [f"Milliseconds of every library, {setting}:", everybody(rows)]
+        else:
+            parts += [f"### {setting}", our_table(results, [setting]), everybody(rows)]
+    return "\n\n".join(parts)
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """One line for each of our cases and batches."""
+    lines = []
+    for row in sorted((row for row in rows if row.ours), key=lambda row: row.batch):
+        same = [other for other in rows if other.batch == row.batch]
+        cells = (
+            row.case.removeprefix("pumice "), str(row.batch), f"{row.ms:.3f}", f"{row.spread:.0%}",
+            f"{row.gbytes:.1f}", f"{row.gflops:.0f}", roof(row, same), versus(judge(row, same, row.kind)),
+            versus(judge(row, same)), error_of(row),
+        )  # fmt: skip
+        lines.append(cells)
+    headings = (
+        "pumice", "batch", "ms", "spread", "GB/s", "GFLOP/s", "of the machine", "fastest of its kind / it",
+        "fastest of all / it", "error",
+    )  # fmt: skip
+    return table(headings, lines)
+
+
+def roof(row: Row, same: Sequence[Row]) -> str:
+    """The larger of the two shares: of the read ceiling, of the arithmetic peak."""
+    peak = INT8_PEAK if row.kind in ("int8", "int4") else FLOAT_PEAK
+    shares = [(share(row, same, probe), text) for probe, text in ((READ, "reading"), (peak, peak.split(" (")[0]))]
+    known = [(value, text) for value, text in shares if value is not None]
+    if not known:
+        return ""
+    value, text = max(known)
+    return f"{value:.0%} {text}"
+
+
+def versus(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "no peer"
+    return f"{mark(verdict.ratio)} {verdict.peer}"
+
+
+def mark(ratio: float) -> str:
+    """A ratio; a loss is bold."""
+    return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+
+
+def error_of(row: Row) -> str:
+    return "" if row.error is None else f"{row.error:.1e}"
+
+
+def everybody(rows: Sequence[Row]) -> str:
+    """Case by batch: milliseconds of everybody, the fastest of a column in bold; the probes as what they reach."""
+    batches = list(dict.fromkeys(row.batch for row in rows))
+    times = [row for row in rows if row.kind != PROBE]
+    best = {batch: min((row.ms for row in times if row.batch == batch), default=0.0) for batch in batches}
+    lines = []
+    for case in dict.fromkeys(row.case for row in rows):
+        here = {row.batch: row for row in rows if row.case == case}
+        first = next(iter(here.values()))
+        cells = []
+        for batch in batches:
+            row = here.get(batch)
+            if row is None:
+                cells.append("")
+            elif row.kind == PROBE:
+                cells.append(f"{row.gbytes:.0f} GB/s" if row.nbytes else f"{row.gflops:.0f} GFLOP/s")
+            else:
+                cells.append(f"**{row.ms:.3f}**" if row.ms == best[batch] else f"{row.ms:.3f}")
+        size = "" if first.kind == PROBE else f"{first.nbytes / 1e6:.3g}"
+        lines.append((case, size, *cells, error_of(first)))
+    return table(("case", "MB", *(f"batch {batch}" for batch in batches), "error"), lines)
+
+
+# Other suites: our cases by shape.
+
+
+def summary(results: Results, suite: str) -> str:
+    return our_table(results, results.settings(suite))
+
+
+def our_table(results: Results, settings: Sequence[str]) -> str:
+    """Our cases by setting and batch: milliseconds, then the ratios to the fastest of the kind and of all."""
+    batches = sorted({row.batch for setting in settings for row in results.at(setting)})
+    lines = []
+    for setting in settings:
+        for case in our_cases(results, setting):
+            cells = []
+            for batch in batches:
+                same = results.at(setting, batch)
+                row = next((row for row in same if row.case == case), None)
+                cells.append("" if row is None else f"{row.ms:.3g} ({ratios(row, same)})")
+            lines.append((setting, case.removeprefix("pumice "), *cells))
+    legend = "Milliseconds (fastest peer of its kind / it, fastest of all / it):"
+    return legend + "\n\n" + table(("", "pumice", *(f"batch {batch}" for batch in batches)), lines, left=2)
+
+
+def our_cases(results: Results, setting: str) -> list[str]:
+    return list(dict.fromkeys(row.case for row in results.at(setting) if row.ours))
+
+
+def ratios(row: Row, same: Sequence[Row]) -> str:
+    verdicts = (judge(row, same, row.kind), judge(row, same))
+    return ", ".join("no peer" if verdict is None else mark(verdict.ratio) for verdict in verdicts)
+
+
+def beside_numpy(results: Results, suite: str) -> str:
+    """One line a case and batch, ratios to NumPy round by round: for suites whose peers are few."""
+    lines = []
+    for setting in results.settings(suite):
+        for batch in dict.fromkeys(row.batch for row in results.at(setting)):
+            same = results.at(setting, batch)
+            base = next((np.array(row.rounds) for row in same if row.case == NUMPY), None)
+            for row in same:
+                ratio = "" if base is None else mark(float(np.median(base / np.array(row.rounds))))
+                cells = (
+                    row.case, str(batch), f"{row.nbytes:,}", f"{row.ms:.3f}", f"{row.spread:.0%}",
+                    f"{row.gbytes:.1f}", ratio, error_of(row),
+                )  # fmt: skip
+                lines.append(cells)
+    headings = ("case", "batch", "bytes", "ms", "spread", "GB/s", f"{NUMPY} / it", "relative rms error")
+    return table(headings, lines)
+
+
+# Losses.
+
+
+def losses(results: Results) -> str:
+    """Where a peer is faster: a line for each setting and case, the batches with their ratios in it."""
+    lines, count, lost = [], 0, 0
+    for setting in results.settings():
+        for case in our_cases(results, setting):
+            cells: tuple[list[str], list[str]] = ([], [])
+            winners: dict[str, None] = {}
+            for row in (row for row in results.at(setting) if row.case == case):
+                same = results.at(setting, row.batch)
+                for cell, kind in zip(cells, (row.kind, None), strict=True):
+                    found = judge(row, same, kind)
+                    count += found is not None
+                    if found is not None and found.ratio < 1:
+                        lost += 1
+                        cell.append(f"{row.batch}: {found.ratio:.2f}")
+                        winners[found.peer] = None
+            if winners:
+                lines.append((setting, case.removeprefix("pumice "), *map(", ".join, cells), ", ".join(winners)))
+    names = dict.fromkeys(row.suite for row in results.rows)
+    titles = "; ".join(SUITES[name].title if name in SUITES else name for name in names)
+    text = f"{lost} of {count} comparisons are lost ({titles}). Each entry is a batch and the ratio there."
+    if not lines:
+        return text
+    headings = ("", "pumice", "lost to its kind", "lost to any", "to whom")
+    return text + "\n\n" + table(headings, lines, left=5)
+
+
+def write_page(path: Path, found: dict[str, str]) -> None:
+    """Replace what stands between the markers of the page; blocks that were not measured stay."""
+    text = path.read_text("utf-8")
+    for name, body in found.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda m, body=body: m[1] + body + m[2], text)
+        if count != 1:
+            raise SystemExit(f"{path}: expected one place for {name!r}, found {count}")
+    path.write_text(text, "utf-8")

@@ -1,0 +1,157 @@
+"""Measure a machine's profile, through pumice's own kernels and NumPy's BLAS."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pumice._core import native
+from pumice.costs import work_with
+from pumice.layouts import CompactArray, from_parts
+from pumice.ops import compress
+from pumice.options import ACTIVATIONS
+from pumice.profile import Bandwidth, Profile, Rate, cpu_name
+from pumice.timing import COLD_BYTES, per_call
+
+# What is timed. Each scheme stands for those that are near it in bits and group.
+SCHEMES = ("float32", "float16", "bfloat16", "int8", "int4-g128", "int4-g32", "int3-g128", "int6-g128")
+SPARSE = ("csr", "csr+int8", "bsr-4x4", "bsr-4x4+int8")
+DENSITY = 0.1
+ROWS, COLS = 1024, 2048
+BATCHES = (1, 4, 16, 64, 256)
+SIZES = (1 << 18, 1 << 21, 1 << 24, COLD_BYTES)  # bytes of weights that a level of the caches holds; the last none
+STREAMED = "int8"  # the scheme whose products read the most bytes a second, in int8 activations
+LASTING = 0.004  # seconds of a measurement; the best of a few counts, since whatever disturbs only slows
+REPEATS = 3
+
+Progress = Callable[[str, int, int], None]
+
+
+def calibrate(progress: Progress | None = None) -> Profile:
+    """Measure this machine on the ISA in force, with one thread and with all: about 20 seconds.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with a text, steps done and steps in all.
+    """
+    from pumice import __version__
+
+    threads = sorted({1, native.get_num_threads()})
+    tell = progress or (lambda text, done, total: None)
+    total, done = len(threads) * (len(SCHEMES) + len(SPARSE) + 1), 0
+    bandwidths: list[Bandwidth] = []
+    rates: list[Rate] = []
+    overheads: dict[str, float] = {}
+    for count in threads:
+        with _threads(count) as blas_too:
+            for scheme in (*SCHEMES, *SPARSE):
+                tell(f"{scheme}, {count} threads", done, total)
+                if scheme != "float32" or blas_too:
+                    _measure_scheme(scheme, count, rates, overheads)
+                done += 1
+            tell(f"read bandwidth, {count} threads", done, total)
+            bandwidths += [Bandwidth(size, count, _short(_bandwidth(size, blas_too))) for size in SIZES]
+            done += 1
+    tell("done", total, total)
+    now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    return Profile(
+        cpu_name(), native.get_isa(), __version__, f"measured {now}", tuple(bandwidths), tuple(rates), overheads
+    )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[bool]:
+    """Pumice's threads, and NumPy's if threadpoolctl is there; whether NumPy has as many."""
+    before = native.get_num_threads()
+    native.set_num_threads(count)
+    try:
+        try:
+            import threadpoolctl
+        except ImportError:
+            yield count == before
+        else:
+            with threadpoolctl.threadpool_limits(limits=count, user_api="blas"):
+                yield True
+    finally:
+        native.set_num_threads(before)
+
+
+def _weight(scheme: str, rows: int, cols: int) -> CompactArray:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((rows, cols), np.float32)
+    if scheme in SPARSE:
+        height = 4 if "bsr" in scheme else 1
+        kept = rng.random((rows // height, cols // height)) < DENSITY
+        w *= np.repeat(np.repeat(kept, height, 0), height, 1)
+    array: CompactArray = compress(w, scheme)
+    return array
+
+
+def _measure_scheme(scheme: str, threads: int, rates: list[Rate], overheads: dict[str, float]) -> None:
+    """Every kernel of a scheme, at every batch that it is for."""
+    w, tiny = _weight(scheme, ROWS, COLS), _weight(scheme, 16, 32)
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for activations in ACTIVATIONS:
+        for batch in BATCHES:
+            work, kernel = work_with(w, batch, activations), w.kernel(batch, activations)
+            if work is None or (activations != "float32" and kernel in (None, w.kernel(batch, "float32"))):
+                continue  # a kernel that serves float32 x too does not depend on `activations`
+            step = work.steps[0]
+            gops = found.setdefault((step.kernel, activations), {})
+            if kernel is None and gops:
+                continue  # decoding does not depend on the batch
+            run = _product(w, batch, activations) if kernel else lambda: w.decode_rows(0, ROWS)
+            small = _product(tiny, 1, activations) if kernel else lambda: tiny.decode_rows(0, 16)
+            if step.kernel not in overheads:
+                overheads[step.kernel] = _short(_best(small))
+            seconds = max(_best(run) - overheads[step.kernel], 1e-9)
+            gops[batch if kernel else 1] = _short(step.operations / seconds / 1e9)
+    for (kernel, activations), gops in found.items():
+        work = work_with(w, 1, activations)
+        if work is not None:
+            rates.append(Rate(kernel, activations, work.stored, work.bits, work.unit, threads, gops))
+
+
+def _short(number: float) -> float:
+    """Four digits: more would be noise."""
+    return float(f"{number:.4g}")
+
+
+def _product(w: CompactArray, batch: int, activations: str) -> Callable[[], Any]:
+    x = np.random.default_rng(1).standard_normal((batch, w.shape[1]), np.float32)
+    return lambda: w.linear(x, None, activations)
+
+
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of a call; what takes long is timed once, which bounds the whole on slow machines."""
+    first = per_call(run, LASTING)
+    return first if first > LASTING else min(first, *(per_call(run, LASTING) for _ in range(REPEATS - 1)))
+
+
+def _bandwidth(size: int, blas_too: bool) -> float:
+    """GB/s of products at batch 1 that read weights of this size over and over, ours or NumPy's, whichever is more."""
+    rows = min(size, 1 << 24) // COLS
+    w = _weight(STREAMED, rows, COLS)
+    parts = w.parts()
+    copies = [w] + [
+        from_parts(w.scheme, w.shape, {name: part.copy() for name, part in parts.items()})
+        for _ in range(-(-size // w.nbytes) - 1)
+    ]
+    runs = [_product(copy, 1, "int8") for copy in copies]
+
+    def all_of_them() -> None:
+        for run in runs:
+            run()
+
+    gbytes = sum(copy.nbytes for copy in copies) / _best(all_of_them) / 1e9
+    if blas_too:  # where our kernel computes more slowly than memory delivers
+        plain, x = np.ones((max(size // (4 * COLS), 1), COLS), np.float32), np.ones((1, COLS), np.float32)
+        gbytes = max(gbytes, plain.nbytes / _best(lambda: x @ plain.T) / 1e9)
+        time.sleep(0.05)  # what spins after it has parked then
+    return gbytes

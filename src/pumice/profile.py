@@ -1,0 +1,260 @@
+"""What a machine does: bytes read, operations of each kernel, the cost of a call. Measured here, or shipped.
+
+A profile feeds the cost model (costs.py). ``pumice bench --calibrate`` measures one and keeps it under
+``$XDG_CACHE_HOME/pumice``, by CPU, ISA and version of pumice; without it the defaults of the ISA in profiles.json hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from pumice._core import native
+
+DEFAULTS = Path(__file__).with_name("profiles.json")
+DEFAULT_ISA = "scalar"  # its defaults stand in for those of an ISA that has none
+
+
+class Throughput(Protocol):
+    """What throughput depends on besides the kernel, the threads and the batch: see `pumice.layouts.work.Work`."""
+
+    @property
+    def activations(self) -> str: ...
+    @property
+    def stored(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def unit(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """GB/s at which weights that take `nbytes` together are read over and over."""
+
+    nbytes: int
+    threads: int
+    gbytes: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a kernel computes on weights that the cache holds.
+
+    Attributes
+    ----------
+    kernel : str
+        As a layout's `work` names its steps.
+    activations : str
+        How x enters.
+    stored : str
+        Layout and codec.
+    bits : int
+        Of a stored value.
+    unit : int
+        Columns that share a scale, or values that share an index.
+    gops : mapping of int to float
+        Batch -> 1e9 operations a second, multiplications and additions apart; of "decode", 1e9 weights.
+    """
+
+    kernel: str
+    activations: str
+    stored: str
+    bits: int
+    unit: int
+    threads: int
+    gops: Mapping[int, float]
+
+    def at(self, batch: int) -> float:
+        """1e9 operations a second at a batch, interpolated between the measured ones."""
+        return _between(self.gops, batch)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A machine, or the defaults of an ISA.
+
+    Attributes
+    ----------
+    cpu, isa, version : str
+        What it holds for.
+    source : str
+        Where the numbers come from, for people.
+    overheads : mapping of str to float
+        Kernel -> seconds of a call that computes next to nothing.
+    """
+
+    cpu: str
+    isa: str
+    version: str
+    source: str
+    bandwidths: tuple[Bandwidth, ...]
+    rates: tuple[Rate, ...]
+    overheads: Mapping[str, float]
+
+    def bandwidth(self, nbytes: float, threads: int) -> float:
+        """GB/s for weights that take `nbytes` together, interpolated between the measured sizes; infinity is DRAM."""
+        near = _nearest(threads, {b.threads for b in self.bandwidths})
+        return _between({b.nbytes: b.gbytes for b in self.bandwidths if b.threads == near}, nbytes)
+
+    def rate(self, kernel: str, work: Throughput, threads: int, batch: int) -> float | None:
+        """1e9 operations a second; None for a kernel that was never measured.
+
+        Of what was measured of the kernel, the nearest to `work` counts: by activations, threads, what is stored, bits
+        and unit, in this order. Arithmetic scales with the threads from there.
+        """
+
+        def distance(rate: Rate) -> tuple[bool, float, bool, float, float]:
+            return (
+                rate.activations != work.activations,
+                abs(math.log(rate.threads / threads)),
+                rate.stored != work.stored,
+                abs(math.log(rate.bits / work.bits)),
+                abs(math.log(rate.unit / work.unit)),
+            )
+
+        found = min((rate for rate in self.rates if rate.kernel == kernel), key=distance, default=None)
+        return None if found is None else found.at(batch) * threads / found.threads
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: what the cache holds."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, table: Any) -> Profile:
+        """The inverse; ValueError names what is wrong."""
+        try:
+            text = {name: _text(name, table[name]) for name in ("cpu", "isa", "version", "source")}
+            bandwidths = tuple(
+                Bandwidth(_count(b["nbytes"]), _count(b["threads"]), _positive("gbytes", b["gbytes"]))
+                for b in table["bandwidths"]
+            )
+            rates = tuple(_rate(r) for r in table["rates"])
+            overheads = {_text("kernel", k): _positive("overheads", v) for k, v in table["overheads"].items()}
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"profile: expected the fields of one, got {type(error).__name__}: {error}") from None
+        if not bandwidths or not rates:
+            raise ValueError("profile: expected bandwidths and rates, got none")
+        return cls(**text, bandwidths=bandwidths, rates=rates, overheads=overheads)
+
+
+def _rate(table: Any) -> Rate:
+    gops = {_count(batch): _positive("gops", value) for batch, value in table["gops"].items()}
+    if not gops:
+        raise ValueError("gops: expected at least one batch, got none")
+    kernel, activations, stored = (_text(name, table[name]) for name in ("kernel", "activations", "stored"))
+    return Rate(
+        kernel, activations, stored, _count(table["bits"]), _count(table["unit"]), _count(table["threads"]), gops
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected text, got {value!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(f"profile: expected a count of at least 1, got {value!r}")
+    return int(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)
+
+
+def _between(measured: Mapping[int, float], at: float) -> float:
+    """A value at a point, a straight line in the logarithms of both; that of the first or last point beyond them."""
+    low = max((point for point in measured if point <= at), default=min(measured))
+    high = min((point for point in measured if point >= at), default=max(measured))
+    if low >= high:
+        return measured[high] if at <= low else measured[low]
+    part = math.log(at / low) / math.log(high / low)
+    return math.exp((1 - part) * math.log(measured[low]) + part * math.log(measured[high]))
+
+
+def _nearest(wanted: int, there: Iterable[int]) -> int:
+    return min(there, key=lambda n: abs(math.log(n / wanted)))
+
+
+# Where profiles are kept.
+
+
+def cpu_name() -> str:
+    """The model of the CPU, as the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def cache_path(isa: str | None = None) -> Path:
+    """The file of this machine's profile, whether it is there or not."""
+    from pumice import __version__
+
+    isa = native.get_isa() if isa is None else isa
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    name = hashlib.sha256(f"{cpu_name()}\n{isa}\n{__version__}".encode()).hexdigest()[:12]
+    return root / "pumice" / f"profile-{isa}-{name}.json"
+
+
+def save_profile(profile: Profile) -> Path:
+    """Keep a profile in the cache, whole or not at all; returns the file."""
+    path = cache_path(profile.isa)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=".profile-", suffix=".json")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(profile.to_json(), file, indent=1)
+        os.replace(staged, path)
+    except BaseException:
+        os.unlink(staged)
+        raise
+    return path
+
+
+def load_profile(isa: str | None = None) -> Profile:
+    """This machine's profile, or the defaults of the ISA; a broken file in the cache is reported and not used.
+
+    Examples
+    --------
+    >>> load_profile("scalar").isa
+    'scalar'
+    """
+    from pumice import __version__
+
+    isa = native.get_isa() if isa is None else isa
+    path = cache_path(isa)
+    try:
+        profile = Profile.from_json(json.loads(path.read_text("utf-8")))
+        if (profile.cpu, profile.isa, profile.version) != (cpu_name(), isa, __version__):
+            raise ValueError("profile: expected one of this CPU, ISA and version, got another's")
+        return profile
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        text = f"{path}: {error}; the shipped defaults are used; pumice bench --calibrate measures anew"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return default_profile(isa)
+
+
+def default_profile(isa: str) -> Profile:
+    """What is shipped for an ISA."""
+    tables = json.loads(DEFAULTS.read_text("utf-8"))
+    profile = Profile.from_json(tables.get(isa, tables[DEFAULT_ISA]))
+    return replace(profile, source=f"shipped defaults of {profile.isa}; pumice bench --calibrate measures this machine")

@@ -1,0 +1,181 @@
+"""bench/: what the tables, the losses and the comparison of two runs say, on results made by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+SETTING = "64 x 64, cold, 2 threads"
+OURS, PEER, OTHER = "pumice int4-g128, int8 activations", "torch int4pack g128", "torch int8 dynamic"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Its modules, found as a script there finds them, and forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def run_of(bench: Any, times: dict[str, list[float]], suite: str = "dense", batch: int = 1) -> Any:
+    """Results with these milliseconds of each case."""
+    results = bench("results")
+    kinds = {OURS: "int4", PEER: "int4", OTHER: "int8", results.NUMPY: "float32", results.READ: results.PROBE}
+    rows = [
+        results.Row(suite, SETTING, case, kinds[case], batch, 64, 64, 2, False, 2048, 8192.0 * batch, 3, rounds, 1e-3)
+        for case, rounds in times.items()
+    ]
+    return results.Results({"machine": "a toaster", "ISA": "scalar", "date": "1970-01-01"}, rows, ["openvino: none"])
+
+
+def test_the_judge_takes_the_fastest_peer_of_each_round(bench: Any) -> None:
+    results = bench("results")
+    run = run_of(bench, {OURS: [1.0, 1.0, 1.0], PEER: [2.0, 2.0, 9.0], OTHER: [5.0, 0.5, 3.0], results.READ: [0.1] * 3})
+    ours = run.rows[0]
+    assert results.judge(ours, run.rows, "int4") == results.Verdict(2.0, PEER)
+    assert results.judge(ours, run.rows) == results.Verdict(2.0, OTHER)  # of 2, 0.5 and 3; the probe does not count
+    assert results.judge(ours, run.rows, "float32") is None
+
+
+def test_shares_of_the_ceiling_are_taken_round_by_round(bench: Any) -> None:
+    results = bench("results")
+    run = run_of(bench, {OURS: [2.0, 4.0, 8.0], results.READ: [1.0, 2.0, 4.0]})
+    assert results.share(run.rows[0], run.rows, results.READ) == pytest.approx(0.5)
+    assert results.share(run.rows[0], run.rows, results.INT8_PEAK) is None
+
+
+def test_results_survive_their_file(bench: Any, tmp_path: Path) -> None:
+    results = bench("results")
+    run = run_of(bench, {OURS: [1.0, 2.0]})
+    run.save(tmp_path / "r.json")
+    assert results.Results.load(tmp_path / "r.json") == run
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(SystemExit, match="expected a file that bench/run.py wrote"):
+        results.Results.load(tmp_path / "r.json")
+
+
+def test_tables_and_losses_say_who_is_faster(bench: Any) -> None:
+    tables, results = bench("tables"), bench("results")
+    times = {results.READ: [0.5] * 3, results.NUMPY: [8.0] * 3, OURS: [2.0] * 3, PEER: [4.0] * 3, OTHER: [1.0] * 3}
+    found = tables.blocks(run_of(bench, times))
+    assert set(found) == {"dense", "losses", "machine"}
+    line = next(line for line in found["dense"].splitlines() if line.startswith("| int4-g128, int8"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:4] == ["1", "2.000", "0%"]
+    assert cells[6] == "25% reading"
+    assert cells[7] == f"2.00 {PEER}"
+    assert cells[8] == f"**0.50** {OTHER}"
+    assert "a toaster; ISA scalar; 1970-01-01; threads 2; rounds 3" in found["dense"]
+    assert "![" in found["dense"]
+    assert "1 of 2 comparisons are lost" in found["losses"]
+    assert f"| {SETTING} | int4-g128, int8 activations |  | 1: 0.50 | {OTHER} |" in found["losses"]
+    assert "not measured: openvino: none" in found["machine"]
+
+
+def test_a_run_without_losses_says_so(bench: Any) -> None:
+    tables = bench("tables")
+    assert tables.losses(run_of(bench, {OURS: [1.0], PEER: [2.0]})).startswith("0 of 2 comparisons are lost")
+    assert "no peer" in tables.blocks(run_of(bench, {OURS: [1.0], OTHER: [2.0]}, "small"))["small"]
+
+
+def test_sparse_suites_stand_beside_numpy(bench: Any) -> None:
+    tables, results = bench("tables"), bench("results")
+    text = tables.blocks(run_of(bench, {results.NUMPY: [8.0] * 3, OURS: [2.0] * 3}, "lyra"))["lyra"]
+    assert f"| {OURS} | 1 | 2,048 | 2.000 | 0% | 0.0 | 4.00 | 1.0e-03 |" in text
+
+
+def test_the_page_has_a_place_for_every_block(bench: Any, tmp_path: Path) -> None:
+    tables, suites = bench("tables"), bench("suites")
+    page = tmp_path / "page.md"
+    page.write_text((BENCH.parent / "docs" / "performance.md").read_text("utf-8"), "utf-8")
+    tables.write_page(page, {name: f"new {name}" for name in (*suites.SUITES, "losses", "machine")})
+    text = page.read_text("utf-8")
+    assert all(f"new {name}\n<!-- end -->" in text for name in suites.SUITES)
+    with pytest.raises(SystemExit, match="expected one place for 'nowhere', found 0"):
+        tables.write_page(page, {"nowhere": ""})
+
+
+def test_compare_flags_what_moved_beyond_the_spreads(bench: Any) -> None:
+    compare, results = bench("compare"), bench("results")
+    a = run_of(bench, {results.NUMPY: [8.0, 8.2, 8.4], OURS: [2.0, 2.1, 2.2], PEER: [3.0, 3.5, 4.0]})
+    b = run_of(bench, {results.NUMPY: [4.0, 4.1, 4.2], OURS: [1.0, 1.05, 1.1], PEER: [3.4, 3.6, 3.9]})
+    text, changed = compare.compare(a, b)
+    lines = {line.split("|")[2].strip(): [c.strip() for c in line.split("|")] for line in text.splitlines()}
+    assert changed == 2
+    assert lines[OURS][6:9] == ["2.00", "1.00", "faster"]  # the machine itself was twice as fast
+    assert lines[PEER][8] == ""
+
+
+def test_cold_weights_have_copies_and_hot_ones_do_not(bench: Any) -> None:
+    harness, machine = bench("harness"), bench("machine")
+    assert machine.cold_bytes() >= 128 << 20
+    assert harness.Setting(64, 64, 1).copies(machine.cold_bytes() // 3) >= 3
+    assert harness.Setting(64, 64, 1).copies(2 * machine.cold_bytes()) == 1  # it evicts itself
+    assert harness.Setting(64, 64, 1, hot=True).copies(64) == 1
+
+
+def test_the_error_is_relative_and_rms(bench: Any) -> None:
+    harness = bench("harness")
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((3, 8), np.float32), rng.standard_normal((10, 8), np.float32)
+    true = x.astype(np.float64) @ w.T.astype(np.float64)
+    assert harness.relative_error(x, true * 1.01, w) == pytest.approx(0.01)
+    assert harness.relative_error(x, true, np.zeros_like(w)) == 0
+
+
+def test_large_weights_are_held_against_rows_spread_evenly(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = bench("harness")
+    w = np.arange(80.0).reshape(10, 8)
+    monkeypatch.setattr(harness, "ORACLE_WEIGHTS", 24)  # three rows
+    rows, there = harness.Case("a case", "int8", 80, [None], lambda x: None, lambda: w).oracle
+    assert rows.tolist() == [0, 4, 9]
+    assert (there == w[rows]).all()
+    assert harness.spread(3, 100).tolist() == [0, 1, 2]
+
+
+def test_workers_do_not_see_what_slows_numpy(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    environment = bench("machine").clean_environment(3)
+    assert "OPENBLAS_CORETYPE" not in environment
+    assert environment["PUMICE_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "3"
+
+
+def test_every_family_of_every_suite_exists(bench: Any) -> None:
+    suites = bench("suites")
+    families = {family for suite in suites.SUITES.values() for family in suite.families}
+    assert len(families) > 10
+    for family in families:
+        module, name = family.split(":")
+        assert callable(getattr(bench(module), name)), family
+
+
+def test_a_small_run_measures_and_skips_aloud(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, BENCH / "run.py", "small", "--shape", "33x64", "--batches", "1", "--rounds", "2"),
+            *("--threads", "1", "--json", path, "--families", "dense_numpy", "dense_int8", "torch_int4"),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SKIPPED" in done.stderr  # torch, or the shape that it cannot do
+    table = json.loads(path.read_text("utf-8"))
+    assert {row["case"] for row in table["rows"]} >= {"NumPy float32", "pumice int8, int16 activations"}
+    assert all(len(row["rounds"]) == 2 and row["error"] < 0.1 for row in table["rows"])
+    assert any("torch" in line for line in table["skipped"])
+    assert "| 33 x 64, hot, 1 thread | int8, int16 activations |" in done.stdout
