@@ -57,7 +57,7 @@ def test_products_of_any_scales_and_minima_have_the_bits_of_the_reference(data: 
             for prepack in ("never", "eager"):
                 form = w._codec.prepack(w._canonical(), cols) if prepack == "eager" else w._canonical()
                 y = np.empty((len(x), rows), F32)
-                w._codec.matmul(form, parsed, x, y, None, mode)
+                w._codec.weights(form, parsed, rows, cols).matmul(x, y, None, mode)
                 same = (y.view(np.uint32) == want.view(np.uint32)) | (np.isnan(y) & np.isnan(want))
                 assert same.all(), (isa, prepack, w.scheme, np.argwhere(~same)[0])
     finally:
