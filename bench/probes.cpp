@@ -11,7 +11,7 @@
 #endif
 
 // Independent accumulators, more than latency times throughput of any unit here; named ones, since GCC leaves an array
-// of them in memory.
+// of them in memory, and with values of their own, since of equal ones it computes one.
 #define EACH_CHAIN(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
 
 namespace {
@@ -43,7 +43,7 @@ extern "C" double float32_peak(long steps, int threads) {
 #pragma omp parallel num_threads(threads) reduction(+ : total)
   {
     vec a = {}, b = {};
-#define DECLARE(i) vec acc##i = {};
+#define DECLARE(i) vec acc##i = vec{} + float(i);
     EACH_CHAIN(DECLARE)
 #undef DECLARE
     for (int i = 0; i < int(sizeof(vec) / 4); i++) a[i] = 0.5f + 0.001f * i, b[i] = 0.25f;
@@ -83,7 +83,9 @@ extern "C" double int8_peak(long steps, int threads) {
     ivec a, b;
     __builtin_memset(&a, 3, sizeof a);
     __builtin_memset(&b, 2, sizeof b);
-#define DECLARE(i) ivec acc##i = {};
+#define DECLARE(i) \
+  ivec acc##i;     \
+  __builtin_memset(&acc##i, i, sizeof(ivec));
     EACH_CHAIN(DECLARE)
 #undef DECLARE
     for (long s = 0; s < steps; s++) {
