@@ -64,10 +64,16 @@ extern "C" double float32_peak(long steps, int threads) {
 
 #if defined(__AVX512VNNI__)
 typedef __m512i ivec;
-static inline ivec step8(ivec acc, ivec a, ivec b) { return _mm512_dpbusd_epi32(acc, a, b); }
+static inline ivec step8(ivec acc, ivec a, ivec b) {  // not the intrinsic, whose sums GCC 12 copies
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+  return acc;
+}
 #elif defined(__AVXVNNI__)
 typedef __m256i ivec;
-static inline ivec step8(ivec acc, ivec a, ivec b) { return _mm256_dpbusd_avx_epi32(acc, a, b); }
+static inline ivec step8(ivec acc, ivec a, ivec b) {
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+  return acc;
+}
 #elif defined(__AVX2__)
 typedef __m256i ivec;
 static inline ivec step8(ivec acc, ivec a, ivec b) {
@@ -83,9 +89,7 @@ extern "C" double int8_peak(long steps, int threads) {
     ivec a, b;
     __builtin_memset(&a, 3, sizeof a);
     __builtin_memset(&b, 2, sizeof b);
-#define DECLARE(i) \
-  ivec acc##i;     \
-  __builtin_memset(&acc##i, i, sizeof(ivec));
+#define DECLARE(i) ivec acc##i = ivec{} + i;
     EACH_CHAIN(DECLARE)
 #undef DECLARE
     for (long s = 0; s < steps; s++) {
