@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,23 @@ def test_enough_of_the_modules_have_examples() -> None:
 def test_pages_say_what_is_so(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # examples may write files
     assert doctest.testfile(str(page), module_relative=False, optionflags=FLAGS).failed == 0
+
+
+def test_files_and_commands_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = 0
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        text = page.read_text()
+        for path in re.findall(r"`((?:docs|bench|examples|csrc|tests|tools)/[\w./-]+)`", text):
+            if re.search("NAME|ISA", path):
+                continue  # a pattern
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+            named += 1
+        for line in re.findall(r"(?:^|`)make ([a-z -]+)", text, re.MULTILINE):
+            for target in line.split():
+                assert target in targets, f"{page.name}: make {target}"
+                named += 1
+    assert named > 30
 
 
 @pytest.mark.parametrize("name", sorted(set(pumice.__all__)))
