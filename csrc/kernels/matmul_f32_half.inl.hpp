@@ -1,63 +1,100 @@
 // matmul_f32_half: y = x w^T for float16 and bfloat16 weights, row-major as they rest.
 //
-// Lanes are columns; one row of w, widened in registers, meets up to four rows of x. Accurate to gamma_n |w||x|.
+// Lanes are columns. Rows of w, widened in registers, meet rows of x: one row of w at a time, in one stream from memory, for
+// few rows of x; for more, tiles of kHalfRows x kTileX, of which those of kHalfBlock rows of w share a pass over x.
+// Accurate to gamma_n |w||x|.
 #pragma once
 
+#include "kernels/unroll.hpp"
 #include "views.hpp"
 
 namespace pumice::PUMICE_ISA {
 namespace {
+
+constexpr int kTileX = 4;
+constexpr int kHalfRows = kLanes == 16 ? 4 : kLanes == 1 ? 1 : 2;  // with kTileX rows of x as many sums as there are registers for
+constexpr int64_t kHalfBlock = 32;                                  // 256 KiB of w with 4096 columns: they stay in L2
 
 template <bool kBfloat16>
 inline F32 load_weights(const uint16_t* p) {
   return kBfloat16 ? load_bfloat16(p) : load_half(p);
 }
 
-template <bool kBfloat16, int kRows>
-inline void dot_rows(const uint16_t* w, const float* x, int64_t cols, float* y, int64_t y_stride) {
-  F32 sums[kRows][2];
-  for (auto& chains : sums) chains[0] = chains[1] = zero_f32();
+// y[m][n] for kX rows of x and kW rows of w.
+template <bool kBfloat16, int kX, int kW>
+inline void half_tile(const uint16_t* w, const float* x, int64_t cols, float* y, int64_t y_stride) {
+  constexpr int kChains = kX * kW <= 4 ? 2 : 1;
+  F32 sums[kX][kW][kChains];
+  unroll<kX>([&](auto m) {
+    unroll<kW>([&](auto n) { unroll<kChains>([&](auto chain) { sums[m][n][chain] = zero_f32(); }); });
+  });
   int64_t k = 0;
-  for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
-    prefetch(w + k + 2048);
-    for (int chain = 0; chain < 2; ++chain) {
-      const F32 v = load_weights<kBfloat16>(w + k + chain * kLanes);
-      for (int m = 0; m < kRows; ++m) {
-        sums[m][chain] = muladd(v, load_f32(x + m * cols + k + chain * kLanes), sums[m][chain]);
-      }
-    }
+  for (; k + kChains * kLanes <= cols; k += kChains * kLanes) {
+    unroll<kChains>([&](auto chain) ALWAYS_INLINE {
+      const int64_t at = k + chain * kLanes;
+      F32 v[kW];
+      unroll<kW>([&](auto n) {
+        if (chain % 2 == 0) prefetch(w + n * cols + at + 2048);
+        v[n] = load_weights<kBfloat16>(w + n * cols + at);
+      });
+      unroll<kX>([&](auto m) ALWAYS_INLINE {
+        const F32 a = load_f32(x + m * cols + at);
+        unroll<kW>([&](auto n) { sums[m][n][chain] = muladd(v[n], a, sums[m][n][chain]); });
+      });
+    });
   }
-  for (; k < cols; k += kLanes) {  // at most two more, the last one through a scratch: nothing is read past the end
+  for (; k < cols; k += kLanes) {  // what is left, through a scratch: nothing is read past the end
     const int64_t count = cols - k < kLanes ? cols - k : kLanes;
-    uint16_t weights[kLanes] = {};
-    for (int64_t i = 0; i < count; ++i) weights[i] = w[k + i];
-    const F32 v = load_weights<kBfloat16>(weights);
-    for (int m = 0; m < kRows; ++m) {
+    F32 v[kW];
+    unroll<kW>([&](auto n) {
+      uint16_t weights[kLanes] = {};
+      for (int64_t i = 0; i < count; ++i) weights[i] = w[n * cols + k + i];
+      v[n] = load_weights<kBfloat16>(weights);
+    });
+    unroll<kX>([&](auto m) {
       float ragged[kLanes] = {};
       for (int64_t i = 0; i < count; ++i) ragged[i] = x[m * cols + k + i];
-      sums[m][0] = muladd(v, load_f32(ragged), sums[m][0]);
+      const F32 a = load_f32(ragged);
+      unroll<kW>([&](auto n) { sums[m][n][0] = muladd(v[n], a, sums[m][n][0]); });
+    });
+  }
+  unroll<kX>([&](auto m) {
+    unroll<kW>([&](auto n) {
+      F32 sum = sums[m][n][0];
+      unroll<kChains - 1>([&](auto chain) { sum = add(sum, sums[m][n][chain + 1]); });
+      y[m * y_stride + n] = sum_lanes(sum);
+    });
+  });
+}
+
+// y[:, begin:end] for kX rows of x.
+template <bool kBfloat16, int kX>
+inline void half_rows(const DenseHalf& w, int64_t begin, int64_t end, const float* x, float* y, int64_t y_stride) {
+  int64_t n = begin;
+  if constexpr (kX == kTileX) {
+    for (; n + kHalfRows <= end; n += kHalfRows) {
+      half_tile<kBfloat16, kX, kHalfRows>(w.bits + n * w.cols, x, w.cols, y + n, y_stride);
     }
   }
-  for (int m = 0; m < kRows; ++m) y[m * y_stride] = sum_lanes(add(sums[m][0], sums[m][1]));
+  for (; n < end; ++n) half_tile<kBfloat16, kX, 1>(w.bits + n * w.cols, x, w.cols, y + n, y_stride);
 }
 
 template <bool kBfloat16>
-inline void half_rows(const DenseHalf& w, int64_t begin, int64_t end, const float* x, int64_t batch, float* y,
-                      int64_t y_stride) {
-  for (int64_t n = begin; n < end; ++n) {
-    const uint16_t* row = w.bits + n * w.cols;
+inline void half_blocks(const DenseHalf& w, int64_t begin, int64_t end, const float* x, int64_t batch, float* y,
+                        int64_t y_stride) {
+  for (int64_t from = begin; from < end; from += kHalfBlock) {
+    const int64_t to = from + kHalfBlock < end ? from + kHalfBlock : end;
     int64_t m = 0;
-    for (; m + 4 <= batch; m += 4) {
-      dot_rows<kBfloat16, 4>(row, x + m * w.cols, w.cols, y + m * y_stride + n, y_stride);
+    for (; m + kTileX <= batch; m += kTileX) {
+      half_rows<kBfloat16, kTileX>(w, from, to, x + m * w.cols, y + m * y_stride, y_stride);
     }
-    for (; m < batch; ++m) dot_rows<kBfloat16, 1>(row, x + m * w.cols, w.cols, y + m * y_stride + n, y_stride);
+    for (; m < batch; ++m) half_rows<kBfloat16, 1>(w, from, to, x + m * w.cols, y + m * y_stride, y_stride);
   }
 }
 
 void matmul_f32_half(const DenseHalf& w, int64_t begin, int64_t end, const float* x, int64_t batch, float* y,
                      int64_t y_stride) {
-  w.bfloat16 ? half_rows<true>(w, begin, end, x, batch, y, y_stride)
-             : half_rows<false>(w, begin, end, x, batch, y, y_stride);
+  (w.bfloat16 ? half_blocks<true> : half_blocks<false>)(w, begin, end, x, batch, y, y_stride);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ from pumice._core import native
 from pumice.scheme import Scheme
 from pumice.values.base import Arrays, Codec, Weights
 
-KERNEL_BATCH = 8  # beyond it, decoding row panels and BLAS is faster
+KERNEL_BATCH = 128  # beyond it, decoding row panels and BLAS is faster
 
 
 class Half(Codec):
