@@ -1,0 +1,144 @@
+"""Threads and batches: what a second thread and one more row of x cost or gain. ``python bench/threads.py [--write]``
+
+Every figure is the best of several medians: what disturbs only slows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from machine import about, clean_environment
+from tables import write_page
+
+import pumice as pm
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+SHAPES = ((64, 64), (384, 384), (1536, 384), (1024, 1024), (768, 3072), (4096, 4096))
+BATCHES = (1, 8, 64)
+CLIFF_SHAPES = ((384, 384), (1024, 1024), (768, 3072))
+CLIFF_BATCHES = range(1, 41)
+PAUSE = 0.05  # seconds: workers are parked after it
+
+
+def product(shape: tuple[int, int], scheme: str, batch: int, activations: str = "int8") -> Callable[[], object]:
+    rng = np.random.default_rng(0)
+    w = pm.compress(rng.standard_normal(shape, np.float32), scheme)
+    x = rng.standard_normal((batch, shape[1]), np.float32)
+    y = np.empty((batch, shape[0]), np.float32)
+    return lambda: pm.linear(x, w, activations=activations, out=y)
+
+
+def stream(run: Callable[[], object], seconds: float = 0.02, rounds: int = 9) -> float:
+    """Seconds of a call among many of its kind."""
+    found = []
+    for _ in range(rounds):
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds or count < 3:
+            run()
+            count += 1
+        found.append((time.perf_counter() - start) / count)
+    return float(np.min(found))
+
+
+def lone(run: Callable[[], object], rounds: int = 15) -> float:
+    """Seconds of a call after a pause."""
+    found = []
+    for _ in range(rounds):
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return float(np.median(found))
+
+
+def second_thread() -> Iterator[str]:
+    yield "| product | stream, 1 thread | 2 threads | 2 / 1 | after a pause, 1 thread | 2 threads | 2 / 1 |"
+    yield "| --- | --: | --: | --: | --: | --: | --: |"
+    for shape in SHAPES:
+        for batch in BATCHES:
+            run, cells = product(shape, "int8", batch), []
+            for measure in (stream, lone):
+                times = []
+                for threads in (1, 2):
+                    pm.set_num_threads(threads)
+                    run()
+                    times.append(measure(run))
+                cells += [f"{times[0] * 1e6:.1f}", f"{times[1] * 1e6:.1f}", f"{times[1] / times[0]:.2f}"]
+            yield f"| {shape[0]} x {shape[1]}, batch {batch} | " + " | ".join(cells) + " |"
+
+
+def cliffs() -> Iterator[str]:
+    yield "| weights | most that one more row costs | at batch | most that it saves | at batch |"
+    yield "| --- | --: | --: | --: | --: |"
+    pm.set_num_threads(2)
+    for scheme, activations in (("int4-g128", "int8"), ("int4-g128", "int16"), ("int8", "int8"), ("int8", "int16")):
+        for shape in CLIFF_SHAPES:
+            runs = [product(shape, scheme, batch, activations) for batch in CLIFF_BATCHES]
+            times = np.array([stream(run, 0.004) for run in runs])
+            steps = times[1:] / times[:-1]
+            up, down = int(steps.argmax()), int(steps.argmin())
+            name = f"{scheme}, {activations}, {shape[0]} x {shape[1]}"
+            yield (
+                f"| {name} | {steps[up]:.2f} x | {CLIFF_BATCHES[up + 1]} "
+                f"| {1 - min(steps[down], 1):.0%} | {CLIFF_BATCHES[down + 1]} |"
+            )
+
+
+def neighbours() -> Iterator[str]:
+    """Products of others and ours in turns in one process, against each alone: a spinning pool would slow the other."""
+    others: dict[str, Callable[[], object]] = {}
+    a, b = (np.random.default_rng(1).standard_normal(s, np.float32) for s in ((64, 1024), (1024, 1024)))
+    others["NumPy float32"] = lambda: a @ b.T
+    try:
+        import torch
+
+        torch.set_num_threads(2)
+        ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+        others["torch float32"] = lambda: torch.nn.functional.linear(ta, tb)
+    except ImportError:
+        print("torch: not installed, skipped")
+    pm.set_num_threads(2)
+    ours = product((1024, 1024), "int8", 64)
+    yield "| 1024 x 1024, batch 64, 2 threads each | alone | in turns | in turns / alone |"
+    yield "| --- | --: | --: | --: |"
+    for name, other in others.items():
+        alone = stream(other), stream(ours)
+        spent = np.zeros((50, 2))
+        for i in range(len(spent)):
+            for j, run in enumerate((other, ours)):
+                start = time.perf_counter()
+                run()
+                spent[i, j] = time.perf_counter() - start
+        turns = np.median(spent, axis=0)
+        for who, before, after in ((name, alone[0], turns[0]), (f"pumice beside {name}", alone[1], turns[1])):
+            yield f"| {who} | {before * 1e6:.0f} us | {after * 1e6:.0f} us | {after / before:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    options = parser.parse_args()
+    facts = about()
+    text = "\n".join(
+        [
+            "Microseconds, int8 weights and int8 activations, hot:", "", *second_thread(), "",
+            f"Batches {CLIFF_BATCHES[0]} to {CLIFF_BATCHES[-1]}, hot, 2 threads:", "", *cliffs(), "", *neighbours(), "",
+            f"*{facts['machine']}; ISA {facts['ISA']}; {facts['date']}.*",
+        ]
+    )  # fmt: skip
+    print(text)
+    if options.write:
+        write_page(PAGE, {"threads": text})
+
+
+if __name__ == "__main__":
+    import os
+    import sys
+
+    if any(name in os.environ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")):
+        os.execve(sys.executable, [sys.executable, *sys.argv], clean_environment(2))
+    main()
