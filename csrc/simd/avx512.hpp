@@ -34,8 +34,15 @@ inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
 inline F32 muladd(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
-inline F32 max_abs(F32 m, F32 v) { return _mm512_max_ps(m, _mm512_abs_ps(v)); }
-inline float max_lane(F32 v) { return _mm512_reduce_max_ps(v); }
+inline F32 max_abs(F32 m, F32 v) {
+  return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(m), _mm512_castps_si512(_mm512_abs_ps(v))));
+}
+inline float max_lane(F32 v) {
+  const uint32_t bits = _mm512_reduce_max_epu32(_mm512_castps_si512(v));
+  float most;
+  std::memcpy(&most, &bits, 4);
+  return most;
+}
 inline float sum_lanes(F32 v) { return _mm512_reduce_add_ps(v); }
 
 inline I32 zero_i32() { return {_mm512_setzero_si512()}; }

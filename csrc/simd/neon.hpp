@@ -30,8 +30,15 @@ inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
 inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
 inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
 inline F32 muladd(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
-inline F32 max_abs(F32 m, F32 v) { return vmaxq_f32(m, vabsq_f32(v)); }
-inline float max_lane(F32 v) { return vmaxvq_f32(v); }
+inline F32 max_abs(F32 m, F32 v) {
+  return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(m), vreinterpretq_u32_f32(vabsq_f32(v))));
+}
+inline float max_lane(F32 v) {
+  const uint32_t bits = vmaxvq_u32(vreinterpretq_u32_f32(v));
+  float most;
+  std::memcpy(&most, &bits, 4);
+  return most;
+}
 inline float sum_lanes(F32 v) { return vaddvq_f32(v); }
 
 inline I32 zero_i32() { return vdupq_n_s32(0); }

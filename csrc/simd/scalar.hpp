@@ -29,8 +29,17 @@ inline F32 add(F32 a, F32 b) { return a + b; }
 inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
 inline F32 muladd(F32 a, F32 b, F32 c) { return a * b + c; }  // fused where the ISA fuses: float modes only
-inline F32 max_abs(F32 m, F32 v) { return (v < 0 ? -v : v) > m ? (v < 0 ? -v : v) : m; }
-inline float max_lane(F32 v) { return v; }
+// The larger of m and |v|, m >= 0: by their bits, so that infinity is larger than all numbers, and a NaN larger than that.
+inline F32 max_abs(F32 m, F32 v) {
+  uint32_t most, other;
+  std::memcpy(&most, &m, 4);
+  std::memcpy(&other, &v, 4);
+  other &= 0x7fffffffu;
+  if (other > most) most = other;
+  std::memcpy(&m, &most, 4);
+  return m;
+}
+inline float max_lane(F32 v) { return v; }  // likewise
 inline float sum_lanes(F32 v) { return v; }
 
 inline I32 zero_i32() { return 0; }
