@@ -22,6 +22,7 @@
 #include <type_traits>
 
 #include <pthread.h>
+#include <sched.h>
 
 #include "dispatch/cpu.hpp"
 
@@ -85,7 +86,8 @@ int64_t now_ns() noexcept {
   return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
-// Waits until done() or for limit() ns. The clock is read now and then: it costs more than a look.
+// Waits until done() or for limit() ns. Now and then the clock is read, which costs more than a look, and the processor is
+// offered to whoever could run on it: threads of other libraries, which are slowed by ours as little as can be.
 template <class Done, class Limit>
 bool spin_until(Done done, Limit limit) noexcept {
   constexpr int kLooks = 32;
@@ -95,6 +97,7 @@ bool spin_until(Done done, Limit limit) noexcept {
       if (done()) return true;
       pause();
     }
+    sched_yield();
   } while (now_ns() - start < limit());
   return false;
 }
