@@ -28,7 +28,8 @@ STYLE = {
 def draw_all(results: Results, folder: Path) -> list[Path]:
     """Draw what the results allow; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = results.settings("dense")[::-1]  # most threads first
+    results = results.of("dense")
+    settings = results.settings()[::-1]  # most threads first
     if not settings:
         return []
     drawn = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class Results:
 
     def settings(self, suite: str | None = None) -> list[str]:
         return list(dict.fromkeys(row.setting for row in self.rows if suite in (None, row.suite)))
+
+    def of(self, suite: str) -> Results:
+        """The results of one suite: two of them may measure at the same setting."""
+        return replace(self, rows=[row for row in self.rows if row.suite == suite])
 
     def at(self, setting: str, batch: int | None = None) -> list[Row]:
         return [row for row in self.rows if row.setting == setting and batch in (None, row.batch)]

@@ -100,11 +100,11 @@ def run_suite(name: str, options: argparse.Namespace, results: Results) -> None:
 
 
 def merged(several: list[Results]) -> Results:
-    """One of several files; of a suite that two of them have, the later one counts."""
+    """One of several files; of a setting that two of them have in a suite, the later one counts."""
     result = Results(several[-1].about)
     for results in several:
-        suites = {row.suite for row in results.rows}
-        result.rows = [row for row in result.rows if row.suite not in suites] + results.rows
+        again = {(row.suite, row.setting) for row in results.rows}
+        result.rows = [row for row in result.rows if (row.suite, row.setting) not in again] + results.rows
         result.skipped = list(dict.fromkeys(result.skipped + results.skipped))
     return result
 

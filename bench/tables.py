@@ -29,7 +29,7 @@ def blocks(results: Results) -> dict[str, str]:
     found = {}
     for name in dict.fromkeys(row.suite for row in results.rows):
         makers: dict[str, Callable[[Results, str], str]] = {"dense": dense, "csr": beside_numpy, "lyra": beside_numpy}
-        found[name] = f"{makers.get(name, summary)(results, name)}\n\n{footer(results, name)}"
+        found[name] = f"{makers.get(name, summary)(results.of(name), name)}\n\n{footer(results, name)}"
     return found | {"losses": losses(results), "machine": facts(results)}
 
 
@@ -187,12 +187,13 @@ def beside_numpy(results: Results, suite: str) -> str:
 def losses(results: Results) -> str:
     """Where a peer is faster: a line for each setting and case, the batches with their ratios in it."""
     lines, count, lost = [], 0, 0
-    for setting in results.settings():
-        for case in our_cases(results, setting):
+    suites = dict.fromkeys(row.suite for row in results.rows)
+    for part, setting in ((results.of(name), at) for name in suites for at in results.settings(name)):
+        for case in our_cases(part, setting):
             cells: tuple[list[str], list[str]] = ([], [])
             winners: dict[str, None] = {}
-            for row in (row for row in results.at(setting) if row.case == case):
-                same = results.at(setting, row.batch)
+            for row in (row for row in part.at(setting) if row.case == case):
+                same = part.at(setting, row.batch)
                 for cell, kind in zip(cells, (row.kind, None), strict=True):
                     found = judge(row, same, kind)
                     count += found is not None
@@ -202,8 +203,7 @@ def losses(results: Results) -> str:
                         winners[found.peer] = None
             if winners:
                 lines.append((setting, case.removeprefix("pumice "), *map(", ".join, cells), ", ".join(winners)))
-    names = dict.fromkeys(row.suite for row in results.rows)
-    titles = "; ".join(SUITES[name].title if name in SUITES else name for name in names)
+    titles = "; ".join(SUITES[name].title if name in SUITES else name for name in suites)
     text = f"{lost} of {count} comparisons are lost ({titles}). Each entry is a batch and the ratio there."
     if not lines:
         return text
