@@ -60,6 +60,24 @@ def test_matmul_with_out_returns_out(w: pm.CompactArray) -> None:
             np.matmul(left, right, out=out)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32", "float16", "csr", "bsr-4x4+int8", "float32"])
+def test_out_may_overlap_x_and_bias(scheme: str) -> None:
+    rng = np.random.default_rng(5)
+    w = pm.compress(pm.prune(rng.standard_normal((64, 64)).astype(np.float32), 0.5), scheme)
+    memory = rng.standard_normal(64 * 40).astype(np.float32)
+    for x_at, out_at in ((0, 0), (0, 64), (64, 0), (0, 7), (256, 250), (0, 64 * 20)):
+        buffer = memory.copy()
+        x, out = (buffer[at : at + 64 * 8].reshape(8, 64) for at in (x_at, out_at))
+        expected = pm.linear(x.copy(), w)
+        assert pm.linear(x, w, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+    square = rng.standard_normal((64, 64)).astype(np.float32)
+    expected = pm.linear(square.T.copy(), w)
+    np.testing.assert_array_equal(pm.linear(square.T, w, out=square), expected)
+    expected = pm.linear(memory[:64], w, memory[64:128].copy())
+    np.testing.assert_array_equal(pm.linear(memory[:64], w, memory[64:128], out=memory[64:128]), expected)
+
+
 def test_what_numpy_cannot_do_with_compact_weights_says_so(w: pm.CompactArray) -> None:
     calls = [
         (lambda: np.add(X, w), "np.add: expected ndarrays"),

@@ -257,7 +257,7 @@ class CompactArray(ABC):
         shape = (batch, self._rows) if leading is None else (*leading, self._rows)
         if out is not None:
             check_out(out, shape)
-        direct = out is not None and apart(out, matrix)
+        direct = out is not None and apart(out, matrix) and (vector is None or apart(out, vector))
         y = out.reshape(batch, self._rows) if out is not None and direct else np.empty((batch, self._rows), FLOAT32)
         if self.kernel(batch, activations) is None:
             self._decoded(matrix, y, vector)
