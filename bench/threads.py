@@ -6,6 +6,8 @@ Every figure is the best of several medians: what disturbs only slows.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ from tables import write_page
 
 import pumice as pm
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
 SHAPES = ((64, 64), (384, 384), (1536, 384), (1024, 1024), (768, 3072), (4096, 4096))
 BATCHES = (1, 8, 64)
 CLIFF_SHAPES = ((384, 384), (1024, 1024), (768, 3072))
@@ -69,6 +72,20 @@ def second_thread() -> Iterator[str]:
                     times.append(measure(run))
                 cells += [f"{times[0] * 1e6:.1f}", f"{times[1] * 1e6:.1f}", f"{times[1] / times[0]:.2f}"]
             yield f"| {shape[0]} x {shape[1]}, batch {batch} | " + " | ".join(cells) + " |"
+
+
+def wake() -> Iterator[str]:
+    """Microseconds until a worker begins, by a C++ program on the pool alone."""
+    yield "| a worker begins, us | 5th percentile | median | 95th |"
+    yield "| --- | --: | --: | --: |"
+    with tempfile.TemporaryDirectory() as folder:
+        sources = [
+            ROOT / "bench" / "wake.cpp",
+            *(ROOT / "csrc" / "dispatch" / name for name in ("parallel.cpp", "cpu.cpp")),
+        ]
+        command = ["c++", "-std=c++17", "-O2", "-pthread", f"-I{ROOT / 'csrc'}", *sources, "-o", f"{folder}/wake"]
+        subprocess.run(command, check=True)
+        yield subprocess.run([f"{folder}/wake"], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def cliffs() -> Iterator[str]:
@@ -129,7 +146,7 @@ def main() -> None:
     facts = about()
     text = "\n".join(
         [
-            "Microseconds, int8 weights and int8 activations, hot:", "", *second_thread(), "",
+            "Microseconds, int8 weights and int8 activations, hot:", "", *second_thread(), "", *wake(), "",
             f"Batches {CLIFF_BATCHES[0]} to {CLIFF_BATCHES[-1]}, hot, 2 threads:", "", *cliffs(), "", *neighbours(), "",
             f"*{facts['machine']}; ISA {facts['ISA']}; {facts['date']}.*",
         ]

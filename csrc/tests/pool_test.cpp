@@ -229,7 +229,7 @@ int threads_of_a_short_job() {
     while (std::chrono::steady_clock::now() < end) {
     }
   };
-  parallel_for(1000, 1, 500 << 10, job, &seen);
+  parallel_for(1000, 1, 300 << 10, job, &seen);
   return seen.other ? 2 : 1;
 }
 
