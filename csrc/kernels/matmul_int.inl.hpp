@@ -1,7 +1,7 @@
 // matmul_int: y = x w^T for prepacked integer weights and integer activations.
 //
 // Lanes are rows of w; 4 codes of each lane meet one broadcast quad of activations, so there are no horizontal sums. A tile is
-// up to kTileRows rows of x against kTilePanels panels: a quad is loaded once for all its panels, a code is unpacked once
+// up to kTileRows rows of x against kPanels panels: a quad is loaded once for all its panels, a code is unpacked once
 // for all its rows. Bound by memory for small batches: a panel is read once per row tile, from cache after the first time.
 //
 //   y[m][n] = sum over groups of scale * (sum over the group's segments of float(t) * as),
