@@ -17,6 +17,9 @@ constexpr int32_t kOwnZeros = -1;   // in place of the zero of all codes: every 
 // How x enters the product (docs/formats.md, "Activations").
 enum class Activations : int { kInt16, kInt8, kFloat32 };
 
+// How a stored value of a sparse layout is written; int4 as unsigned codes, two in a byte, the first one in its low half.
+enum class Values : int { kFloat32, kFloat16, kBfloat16, kInt8, kInt4 };
+
 // Dense integer weights.
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the

@@ -50,7 +50,7 @@ def test_what_is_implied_is_not_printed(text: str, short: str) -> None:
         ("float32-g32", "no option"),
         ("csr+int4", "csr stores float32 or int8, not int4"),
         ("csr+int8-g32", "one symmetric scale per row"),
-        ("csr+int8-asym", "one symmetric scale per row"),
+        ("csr+int8-asym", "csr is symmetric"),
         ("csr+int8-min", "one symmetric scale per row"),
         ("bsr", "neither"),
         ("bsr-0x4", "neither"),
