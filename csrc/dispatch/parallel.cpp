@@ -22,6 +22,9 @@
 #include <type_traits>
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include "dispatch/cpu.hpp"
 
@@ -145,7 +148,9 @@ struct Pool {
   std::atomic<int64_t> spin_ns{0};
   std::atomic<int64_t> alone_ns{0};  // of the short jobs since the stream began that ran on their callers alone
   std::atomic<int64_t> alone_end{0};  // when the last of them ended
-  std::atomic<int> started{0};  // workers; changed by the holder of `busy`
+  std::atomic<int> started{0};  // workers; changed by the holder of `busy`, as what follows
+  pthread_t threads[kMaxThreads - 1];
+  int avoided = -1;  // the CPU that the workers keep off
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t job_opened = PTHREAD_COND_INITIALIZER;
   pthread_cond_t all_left = PTHREAD_COND_INITIALIZER;
@@ -217,6 +222,8 @@ void start_workers(int wanted) noexcept {
   for (pthread_t thread; pool.started < wanted; ++pool.started) {
     if (pthread_create(&thread, nullptr, work_forever, nullptr) != 0) break;
     pthread_detach(thread);
+    pool.threads[pool.started] = thread;
+    pool.avoided = -1;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -227,9 +234,25 @@ void open_gate(int seats) noexcept {
   pool.gate.store(number | static_cast<uint64_t>(seats) * kSeat | kOpen);
 }
 
+// Linux may put a woken thread on the CPU of the thread that wakes it, though others are idle (bench/wake.cpp): the worker then
+// takes the caller's time instead of adding its own. So before they are woken, the workers get the CPUs that the caller may use,
+// less the one where it runs: system calls only when that is another than last time, and none where CPUs are fewer than threads.
+void keep_off_my_cpu([[maybe_unused]] int wanted) noexcept {
+#if defined(__linux__)
+  const int cpu = sched_getcpu();
+  cpu_set_t others;
+  if (cpu == pool.avoided || cpu < 0 || sched_getaffinity(0, sizeof others, &others) != 0) return;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) < wanted) return;
+  for (int i = 0; i < pool.started; ++i) pthread_setaffinity_np(pool.threads[i], sizeof others, &others);
+  pool.avoided = cpu;
+#endif
+}
+
 void wake(int wanted) noexcept {
   const int parked = pool.parked.load();
   if (parked == 0) return;
+  keep_off_my_cpu(wanted);
   pthread_mutex_lock(&pool.mutex);
   if (wanted >= parked) {
     pthread_cond_broadcast(&pool.job_opened);
