@@ -35,9 +35,8 @@ constexpr int64_t kChunksPerThread = 8;         // evens out threads of unequal 
 constexpr int64_t kBytesPerThread = 100 << 10;  // 10 us of reading: below, joining costs more
 constexpr int64_t kWakeBytes = 1500 << 10;      // 150 us at 10 GB/s: below, waking costs more
 constexpr int64_t kSureBytes = 8 << 20;         // 100 us at 80 GB/s: from here on waking pays; between the two, a clock decides
-constexpr int64_t kMaxSpin = 30'000;            // ns that a worker waits for the next job: some times what waking costs
+constexpr int64_t kMaxSpin = 30'000;            // ns that a worker waits for the next job; a stream has no longer gaps
 constexpr int64_t kWakeNs = 150'000;            // ns of work, in one job or a stream of short ones, that waking pays for
-constexpr int64_t kStreamGap = 50'000;          // ns between two jobs of a stream, at most
 constexpr int64_t kCallerSpin = 50'000;         // ns that the caller waits for the last worker
 
 constexpr uint64_t kOpen = 1, kInside = 1 << 1, kSeat = 1 << 17, kNumber = uint64_t{1} << 32;
@@ -149,7 +148,8 @@ struct Pool {
   std::atomic<int> parked{0};
   std::atomic<int64_t> spin_ns{0};
   std::atomic<int64_t> alone_ns{0};  // of the short jobs since the stream began that ran on their callers alone
-  std::atomic<int64_t> alone_end{0};  // when the last of them ended
+  std::atomic<int64_t> last_end{0};  // when the last job ended
+  std::atomic<int> in_a_row{0};  // jobs that began within kMaxSpin after another
   std::atomic<int> started{0};  // workers; changed by the holder of `busy`, as what follows
   pthread_t threads[kMaxThreads - 1];
   int avoided = -1;  // the CPU that the workers keep off
@@ -317,26 +317,28 @@ int threads_worth(int64_t cost_bytes) noexcept {
   return static_cast<int>(std::min<int64_t>(worth, get_num_threads()));
 }
 
-void run_in_pool(const Work& work, int threads, int64_t first_chunk, bool wakes) noexcept {
+// Afterwards the workers spin only in the midst of a stream (a product may be two jobs, the first of which quantizes x): in turns
+// with other libraries' products they would be in those' way.
+void run_in_pool(const Work& work, int threads, int64_t first_chunk, bool wakes, int64_t start) noexcept {
+  const bool stream = pool.in_a_row.load(std::memory_order_relaxed) >= 2;
   if (wakes) start_workers(threads - 1);
-  const int64_t start = now_ns();
   pool.work = work;
   open_gate(threads - 1, first_chunk);
   if (wakes) wake(threads - 1);
   run_chunks();
   close_gate();
-  const bool may_spin = !config().budget.quota && get_num_threads() <= config().budget.cpus;
-  pool.spin_ns.store(may_spin ? std::min(kMaxSpin, now_ns() - start) : 0,
-                     std::memory_order_relaxed);
+  const int64_t end = now_ns();
+  const bool may_spin = stream && !config().budget.quota && get_num_threads() <= config().budget.cpus;
+  pool.spin_ns.store(may_spin ? std::min(kMaxSpin, end - start) : 0, std::memory_order_relaxed);
+  pool.last_end.store(end, std::memory_order_relaxed);
 }
 
 // Runs a job that may be too short to wake workers for, and returns how many of its chunks: all, or two, if the second took so
 // long that waking pays, or none, if it belongs to a stream of short jobs that have cost as much as waking does: at worst all of them
 // together take twice the time of the better choice.
-int64_t run_alone(const Work& work, int64_t cost_bytes) noexcept {
-  const int64_t start = now_ns();
-  int64_t spent = pool.alone_ns.load(std::memory_order_relaxed);
-  if (start - pool.alone_end.load(std::memory_order_relaxed) > kStreamGap) spent = 0;
+int64_t run_alone(const Work& work, int64_t cost_bytes, int64_t start) noexcept {
+  const bool stream = pool.in_a_row.load(std::memory_order_relaxed) > 0;
+  const int64_t spent = stream ? pool.alone_ns.load(std::memory_order_relaxed) : 0;
   if (spent >= kWakeNs) {
     pool.alone_ns.store(0, std::memory_order_relaxed);
     return 0;
@@ -352,7 +354,7 @@ int64_t run_alone(const Work& work, int64_t cost_bytes) noexcept {
   work.run(done, work.chunks);
   const int64_t end = now_ns();
   pool.alone_ns.store(spent + end - start, std::memory_order_relaxed);
-  pool.alone_end.store(end, std::memory_order_relaxed);
+  pool.last_end.store(end, std::memory_order_relaxed);
   return work.chunks;
 }
 
@@ -363,16 +365,19 @@ void run_work(Work& work, int64_t cost_bytes) noexcept {
   const int64_t units = (work.count - 1) / work.align + 1;
   if (threads == 1 || units == 1) return work.run(0, work.chunks);
   work.chunks = std::min(units, threads * kChunksPerThread);
+  const int64_t start = now_ns();
+  const bool soon = start - pool.last_end.load(std::memory_order_relaxed) <= kMaxSpin;
+  pool.in_a_row.store(soon ? std::min(pool.in_a_row.load(std::memory_order_relaxed) + 1, 2) : 0, std::memory_order_relaxed);
   int64_t done = 0;
   bool wakes = cost_bytes >= kWakeBytes;
   const bool asleep = pool.parked.load() >= pool.started.load(std::memory_order_relaxed);
   if (asleep && cost_bytes < kSureBytes) {
-    done = run_alone(work, cost_bytes);
+    done = run_alone(work, cost_bytes, start);
     if (done == work.chunks) return;
     wakes = true;
   }
   if (pool.busy.exchange(true)) return work.run(done, work.chunks);
-  run_in_pool(work, threads, done, wakes);
+  run_in_pool(work, threads, done, wakes, start);
   pool.busy.store(false);
 }
 
