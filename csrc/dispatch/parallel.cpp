@@ -35,7 +35,7 @@ constexpr int64_t kChunksPerThread = 8;         // evens out threads of unequal 
 constexpr int64_t kBytesPerThread = 100 << 10;  // 10 us of reading: below, joining costs more
 constexpr int64_t kWakeBytes = 1500 << 10;      // 150 us at 10 GB/s: below, waking costs more
 constexpr int64_t kSureBytes = 8 << 20;         // 100 us at 80 GB/s: from here on waking pays; between the two, a clock decides
-constexpr int64_t kMaxSpin = 30'000;            // ns that a worker waits for the next job; a stream has no longer gaps
+constexpr int64_t kSpin = 30'000;               // ns that a worker waits for the next job; a stream has no longer gaps
 constexpr int64_t kWakeNs = 150'000;            // ns of work, in one job or a stream of short ones, that waking pays for
 constexpr int64_t kCallerSpin = 50'000;         // ns that the caller waits for the last worker
 
@@ -149,7 +149,7 @@ struct Pool {
   std::atomic<int64_t> spin_ns{0};
   std::atomic<int64_t> alone_ns{0};  // of the short jobs since the stream began that ran on their callers alone
   std::atomic<int64_t> last_end{0};  // when the last job ended
-  std::atomic<int> in_a_row{0};  // jobs that began within kMaxSpin after another
+  std::atomic<int> in_a_row{0};  // jobs that began within kSpin after another
   std::atomic<int> started{0};  // workers; changed by the holder of `busy`, as what follows
   pthread_t threads[kMaxThreads - 1];
   int avoided = -1;  // the CPU that the workers keep off
@@ -319,7 +319,7 @@ int threads_worth(int64_t cost_bytes) noexcept {
 
 // Afterwards the workers spin only in the midst of a stream (a product may be two jobs, the first of which quantizes x): in turns
 // with other libraries' products they would be in those' way.
-void run_in_pool(const Work& work, int threads, int64_t first_chunk, bool wakes, int64_t start) noexcept {
+void run_in_pool(const Work& work, int threads, int64_t first_chunk, bool wakes) noexcept {
   const bool stream = pool.in_a_row.load(std::memory_order_relaxed) >= 2;
   if (wakes) start_workers(threads - 1);
   pool.work = work;
@@ -327,10 +327,9 @@ void run_in_pool(const Work& work, int threads, int64_t first_chunk, bool wakes,
   if (wakes) wake(threads - 1);
   run_chunks();
   close_gate();
-  const int64_t end = now_ns();
+  pool.last_end.store(now_ns(), std::memory_order_relaxed);
   const bool may_spin = stream && !config().budget.quota && get_num_threads() <= config().budget.cpus;
-  pool.spin_ns.store(may_spin ? std::min(kMaxSpin, end - start) : 0, std::memory_order_relaxed);
-  pool.last_end.store(end, std::memory_order_relaxed);
+  pool.spin_ns.store(may_spin ? kSpin : 0, std::memory_order_relaxed);
 }
 
 // Runs a job that may be too short to wake workers for, and returns how many of its chunks: all, or two, if the second took so
@@ -366,7 +365,7 @@ void run_work(Work& work, int64_t cost_bytes) noexcept {
   if (threads == 1 || units == 1) return work.run(0, work.chunks);
   work.chunks = std::min(units, threads * kChunksPerThread);
   const int64_t start = now_ns();
-  const bool soon = start - pool.last_end.load(std::memory_order_relaxed) <= kMaxSpin;
+  const bool soon = start - pool.last_end.load(std::memory_order_relaxed) <= kSpin;
   pool.in_a_row.store(soon ? std::min(pool.in_a_row.load(std::memory_order_relaxed) + 1, 2) : 0, std::memory_order_relaxed);
   int64_t done = 0;
   bool wakes = cost_bytes >= kWakeBytes;
@@ -377,7 +376,7 @@ void run_work(Work& work, int64_t cost_bytes) noexcept {
     wakes = true;
   }
   if (pool.busy.exchange(true)) return work.run(done, work.chunks);
-  run_in_pool(work, threads, done, wakes, start);
+  run_in_pool(work, threads, done, wakes);
   pool.busy.store(false);
 }
 
