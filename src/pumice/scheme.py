@@ -32,9 +32,9 @@ class ValuesGrammar:
 class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
-    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table, and `illegal` says why some
-    are not legal. `values` None
-    means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
+    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table, and `illegal`
+    says why some are not legal. `values` None means every codec with all its options; else the codecs listed, of whose
+    options only ``-gG``, if `group`.
     """
 
     name: str
