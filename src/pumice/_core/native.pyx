@@ -323,6 +323,7 @@ cdef class DenseHalf(Weights):
 
 
 include "bsr.pxi"
+include "csr.pxi"
 
 
 cdef read_environment():
