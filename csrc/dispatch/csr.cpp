@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kGroupRows = 256;         // rows of x that are held as tiles at a time
 constexpr int64_t kGroupBytes = 64 << 20;   // and the bytes of them, unless one tile is larger
-constexpr int64_t kNearBytes = 64 << 10;    // of x in the blocks of columns that kernels take at a time: of the L2
+constexpr int64_t kNearBytes = 64 << 10;    // of x in the blocks of columns that kernels take at a time; all of the narrowest tile
 constexpr int64_t kNarrowValues = 4096;     // values of other types that are unpacked at a time for a row of x: of the L1
 constexpr int64_t kMostSingles = 2;         // rows of x that go without a tile
 
@@ -166,9 +166,8 @@ void multiply_piece(const CompressedRows& w, int64_t begin, int64_t end, const f
   for (int i = 0; i < group.count; ++i) {
     const Part& p = group.parts[i];
     if (p.lanes) {
-      const int64_t block_bytes = kBlock * p.lanes * (integer ? 2 : 4);
-      const ColumnTile tile{p.floats, reinterpret_cast<const int16_t*>(p.pairs), p.scales, p.lanes, p.batch,
-                            std::max<int64_t>(1, kNearBytes / block_bytes)};
+      const int64_t pass = p.lanes == 16 ? a.blocks : kNearBytes / (kBlock * p.lanes * (integer ? 2 : 4));
+      const ColumnTile tile{p.floats, reinterpret_cast<const int16_t*>(p.pairs), p.scales, p.lanes, p.batch, pass};
       (integer ? kernel.matmul_int_csr : kernel.matmul_f32_csr)(w, begin, end, tile, y + p.first * w.rows, w.rows);
       continue;
     }
