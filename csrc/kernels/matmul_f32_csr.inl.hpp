@@ -95,16 +95,20 @@ inline int64_t in_blocks(const CompressedRows& w, int64_t blocks, int64_t r, int
   return count;
 }
 
-// How many stored values ahead to prefetch: where rows are walked in parts, the chunk behind this one.
-inline int64_t values_ahead(const CompressedRows& w, int64_t begin, int64_t end) {
-  return w.runs ? w.indptr[end] - w.indptr[begin] : kRowAhead / 4;
-}
-
+// Always inline, as all that only prefetches: GCC deletes calls of it.
 template <class T, class Index>
-inline void prefetch_values(const T* data, const Index* indices, int64_t first, int64_t last) {
+ALWAYS_INLINE inline void prefetch_values(const T* data, const Index* indices, int64_t first, int64_t last) {
   constexpr int64_t kLine = 64;
   for (int64_t i = first; i < last; i += kLine / static_cast<int64_t>(sizeof(T))) prefetch(data + i);
   for (int64_t i = first; i < last; i += kLine / static_cast<int64_t>(sizeof(Index))) prefetch(indices + i);
+}
+
+// Where rows are walked in parts, the part behind this one is prefetched, of each row; this is for the first of them.
+template <class T, class Index>
+ALWAYS_INLINE inline void prefetch_first_parts(const CompressedRows& w, const T* data, const Index* indices, int64_t begin, int64_t end,
+                                 int64_t parts) {
+  const int64_t some = (w.indptr[end] - w.indptr[begin]) / ((end - begin) * parts) + 1;
+  for (int64_t r = begin; r < end; ++r) prefetch_values(data, indices, w.indptr[r], w.indptr[r] + some);
 }
 
 template <int kTile, class Index>
@@ -113,13 +117,16 @@ inline void f32_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
   alignas(64) float sums[kChunkRows * kTile];
   int64_t at[kChunkRows];
   const float* data = static_cast<const float*>(w.data);
-  const int64_t blocks = ceil_div(w.cols, kBlock), pass = w.runs ? x.pass : blocks;
-  const int64_t ahead = values_ahead(w, begin, end);
+  const int64_t blocks = ceil_div(w.cols, kBlock);
+  const bool walks = w.runs && x.pass < blocks;
+  const int64_t pass = walks ? x.pass : blocks;
+  if (walks) prefetch_first_parts(w, data, indices, begin, end, ceil_div(blocks, pass));
   for (int64_t i = 0; i < (end - begin) * kTile; ++i) sums[i] = 0.0f;
   for (int64_t r = begin; r < end; ++r) at[r - begin] = w.indptr[r];
   for (int64_t b = 0; b < blocks; b += pass) {
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t first = at[r - begin], last = w.runs ? first + in_blocks(w, blocks, r, b, pass) : w.indptr[r + 1];
+      const int64_t first = at[r - begin], last = walks ? first + in_blocks(w, blocks, r, b, pass) : w.indptr[r + 1];
+      const int64_t ahead = walks ? last - first : kRowAhead / 4;
       prefetch_values(data, indices, first + ahead, last + ahead);
       for (int part = 0; part < kTile; part += kVectors<kTile> * kLanes) {
         f32_segment<kTile>(data, indices, first, last, x.floats + part, sums + (r - begin) * kTile + part);

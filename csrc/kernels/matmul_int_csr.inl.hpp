@@ -129,7 +129,10 @@ inline void int_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
                          float* y, int64_t y_stride) {
   alignas(64) float sums[kChunkRows * kTile];
   int64_t at[kChunkRows];
-  const int64_t blocks = ceil_div(w.cols, kBlock), pass = w.runs ? x.pass : blocks, ahead = values_ahead(w, begin, end);
+  const int64_t blocks = ceil_div(w.cols, kBlock), pass = w.runs ? x.pass : blocks;
+  const bool walks = w.runs && pass < blocks;
+  const int8_t* data = static_cast<const int8_t*>(w.data);
+  if (walks) prefetch_first_parts(w, data, indices, begin, end, ceil_div(blocks, pass));
   for (int64_t i = 0; i < (end - begin) * kTile; ++i) sums[i] = 0.0f;
   for (int64_t r = begin; r < end; ++r) at[r - begin] = w.indptr[r];
   for (int64_t b = 0; b < blocks; b += pass) {
@@ -140,7 +143,8 @@ inline void int_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
         float* row = sums + (r - begin) * kTile + part;
         next = int_blocks<kTile>(w, indices, r, b, stop, at[r - begin], x, part, row);
       }
-      prefetch_values(static_cast<const int8_t*>(w.data), indices, at[r - begin] + ahead, next + ahead);
+      const int64_t ahead = walks ? next - at[r - begin] : kRowAhead / 2;
+      prefetch_values(data, indices, at[r - begin] + ahead, next + ahead);
       at[r - begin] = next;
     }
   }

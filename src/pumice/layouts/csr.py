@@ -280,4 +280,5 @@ def _packed(codes: NDArray[np.int8], indptr: NDArray[np.int64]) -> NDArray[np.ui
     """Signed codes as `data` has them."""
     halves = np.zeros(2 * _starts_of(indptr)[-1], np.uint8)
     halves[_places(indptr)] = codes + np.int8(MIDDLE)
-    return halves[::2] | halves[1::2] << 4
+    packed: NDArray[np.uint8] = halves[::2] | halves[1::2] << 4
+    return packed

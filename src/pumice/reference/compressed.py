@@ -29,7 +29,7 @@ def stored_values(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32 | None]:
 
 def stored(tile: NDArray[Any], scheme: Scheme) -> NDArray[np.bool_]:
     """What of a tile is no hole; -0.0 is one, and so is a weight whose code is 0."""
-    return (tile & 0x7FFF if scheme.values == "bfloat16" else tile) != 0
+    return np.not_equal(tile & 0x7FFF if scheme.values == "bfloat16" else tile, 0)
 
 
 def two_a_byte(codes: NDArray[np.int8], indptr: NDArray[np.int64]) -> NDArray[np.uint8]:
