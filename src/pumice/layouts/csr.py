@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.errors import FormatError, NonFiniteError
-from pumice.layouts.compressed import CompressedArray, _check as check_part, index_dtype, sorted_scipy
-from pumice.layouts.dense import is_mapped
+from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
+from pumice.layouts.compressed import _check as check_part
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register

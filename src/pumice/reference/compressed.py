@@ -20,7 +20,7 @@ def block_of(scheme: Scheme) -> tuple[int, int]:
 
 
 def stored_values(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32 | None]:
-    """The matrix of what is stored: floats as their codec rounds them, or signed codes with one float32 scale per row."""
+    """The matrix of what is stored: floats as their codec has them, or signed codes with one float32 scale per row."""
     if not scheme.values.startswith("int"):
         return VALUES[scheme.values].encode(w, scheme)[""], None
     codes, scales, _ = quantize(w, bits_of(scheme))
@@ -29,7 +29,8 @@ def stored_values(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32 | None]:
 
 def stored(tile: NDArray[Any], scheme: Scheme) -> NDArray[np.bool_]:
     """What of a tile is no hole; -0.0 is one, and so is a weight whose code is 0."""
-    return np.not_equal(tile & 0x7FFF if scheme.values == "bfloat16" else tile, 0)
+    magnitude = tile & 0x7FFF if scheme.values == "bfloat16" else tile
+    return np.asarray(magnitude != 0)
 
 
 def two_a_byte(codes: NDArray[np.int8], indptr: NDArray[np.int64]) -> NDArray[np.uint8]:
