@@ -145,6 +145,24 @@ struct BlockSparse {
   bool wide_indices;        // uint32
 };
 
+// Compressed sparse rows, as scipy.sparse.csr_array: the stored values of row r are number indptr[r] .. indptr[r + 1] - 1.
+//
+//   data, int4:  |  1  0  |  3  2  |  .  4  |  1  0  | ...      two codes a byte; a row starts at byte starts[r]
+//
+// `runs` is what a column-blocked copy would add to the canonical form: where each block of columns begins. Kernels walk
+// rows block by block with it, so that the x of a block stays in a near cache.
+struct CompressedRows {
+  const int64_t* indptr;  // [rows + 1]
+  const void* indices;    // columns: uint16 or uint32, sorted and unique within a row
+  const void* data;
+  const int64_t* starts;  // [rows + 1], of int4, else null
+  const float* scales;    // [rows], of integers, else null
+  const uint8_t* runs;    // [rows][ceil(cols / kBlock)]: stored values of each block of columns; or null
+  int64_t rows, cols;
+  Values values;
+  bool wide_indices;      // uint32
+};
+
 // Some rows of x, quantized (docs/formats.md, "Activations"), as the sparse kernels read them.
 //
 // codes:  a[row][padded]: int16, columns in order; `padded` = cols rounded up to whole blocks, the rest 0

@@ -15,7 +15,7 @@ needs_memory = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("scheme", ["csr", "csr+int8", "bsr-2x3", "bsr-2x3+int8"])
+@pytest.mark.parametrize("scheme", ["csr", "csr+float16", "csr+int8", "csr+int4", "bsr-2x3", "bsr-2x3+int8"])
 def test_wide_indices_compute_what_narrow_ones_do(scheme: str, monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
     rng = np.random.default_rng(0)
     w = pm.prune(rng.standard_normal((30, 90)).astype(np.float32), 0.7)

@@ -133,7 +133,46 @@ def test_half_products(bfloat16: bool, guarded: Guarded, isa: str) -> None:
             np.testing.assert_allclose(y, x @ w.to_dense().T + 1, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["csr", "csr+int8", "bsr-4x4", "bsr-3x5+int8", "bsr-16x1", "bsr-16x4+int8"])
+@pytest.mark.parametrize("scheme", ["csr", "csr+float16", "csr+bfloat16", "csr+int8", "csr+int4"])
+@pytest.mark.parametrize("wide", [False, True], ids=["uint16 indices", "uint32 indices"])
+def test_compressed_rows(scheme: str, wide: bool, guarded: Guarded, isa: str) -> None:
+    for rows, cols in SHAPES:
+        x = random((40, cols))
+        w = pm.compress(pm.prune(random((rows, cols)), 0.6), scheme)
+        dense, values = w.to_dense(), w._scheme.values
+        indices = guarded(w.indices.astype(np.uint32) if wide else w.indices)
+        parts = [guarded(part) for part in (w.indptr, w.data, w._starts, w.scales)]
+        weights = parts[0], indices, *parts[1:]
+        runs = guarded(native.CompressedRows(*weights, None, rows, cols, values).count_runs())
+        for some in (None, runs):
+            view = native.CompressedRows(*weights, some, rows, cols, values)
+            assert (view.decode_rows(0, rows) == dense).all()
+            for batch in (1, 2, 3, 17, 33, 40):
+                for activations in ("int16", "float32"):
+                    y = guarded(np.empty((batch, rows), np.float32))
+                    view.matmul(guarded(x[:batch]), y, guarded(np.ones(rows, np.float32)), activations)
+                    np.testing.assert_allclose(y, x[:batch] @ dense.T + 1, rtol=2e-3, atol=2e-3)
+
+
+def test_compressing_rows(guarded: Guarded) -> None:
+    for rows, cols in SHAPES:
+        for values in ("float32", "float16", "int8", "int4"):
+            dtype = {"int4": "int8"}.get(values, values)
+            matrix = guarded((pm.prune(random((rows, cols)), 0.6) * 7).astype(dtype))
+            counts = native.count_csr(matrix, values)
+            indptr = np.concatenate([[0], np.cumsum(counts)])
+            starts = np.concatenate([[0], np.cumsum((counts + 1) // 2)]) if values == "int4" else None
+            indices = guarded(np.zeros(indptr[-1], np.uint16))
+            size = indptr[-1] if starts is None else starts[-1]
+            data = guarded(np.zeros(size, np.uint8 if values == "int4" else dtype))
+            native.fill_csr(matrix, values, guarded(indptr), guarded(starts), indices, data)
+            row, col = np.nonzero(matrix)
+            np.testing.assert_array_equal(indices, col)
+            if values != "int4":
+                np.testing.assert_array_equal(data, matrix[row, col])
+
+
+@pytest.mark.parametrize("scheme", ["bsr-4x4", "bsr-3x5+int8", "bsr-16x1", "bsr-16x4+int8"])
 @pytest.mark.parametrize("wide", [False, True], ids=["uint16 indices", "uint32 indices"])
 def test_sparse_products(scheme: str, wide: bool, guarded: Guarded, isa: str) -> None:
     for rows, cols in SHAPES:

@@ -316,7 +316,7 @@ def test_values_beyond_a_float_codec_are_refused() -> None:
 
 
 def test_explain_tells_the_kernel_and_what_would_be_faster() -> None:
-    text = str(pm.explain(pm.compress(W, "csr+int8"), batch=2, activations="float32"))
+    text = str(pm.explain(pm.compress(W, "int3"), batch=2, activations="float32"))
     assert "decode + BLAS" in text
     assert "activations='int16' has a kernel" in text
     explained = pm.explain(pm.compress(W, "int4-g32"), batch=3)

@@ -23,7 +23,9 @@ RNG = np.random.default_rng(7)
 W = pm.prune(RNG.standard_normal((48, 64)).astype(np.float32), 0.6)
 X = RNG.standard_normal((5, 64)).astype(np.float32)
 Z = RNG.standard_normal((3, 48)).astype(np.float32)
-SCHEMES = ["float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-min", "csr", "csr+int8", "bsr-4x4+int8"]
+SCHEMES = [
+    "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-min", "csr", "csr+int8", "csr+int4", "bsr-4x4+int8",
+]  # fmt: skip
 
 
 @pytest.fixture(params=SCHEMES)

@@ -48,7 +48,7 @@ def test_what_is_implied_is_not_printed(text: str, short: str) -> None:
         ("int4-min-g32", "no option 'g32' there"),
         ("float16-min", "no option 'min' there; it is written float16"),
         ("float32-g32", "no option"),
-        ("csr+int4", "csr stores float32 or int8, not int4"),
+        ("csr+int3", "csr stores float32 or float16 or bfloat16 or int8 or int4, not int3"),
         ("csr+int8-g32", "one symmetric scale per row"),
         ("csr+int8-asym", "csr is symmetric"),
         ("csr+int8-min", "csr is symmetric"),

@@ -99,17 +99,19 @@ def sparse_product(integers: bool) -> Callable[[], np.ndarray]:
     indices = np.concatenate(
         [np.sort(rng.permutation(COLS)[:n]) for n in per_row]
     ).astype(np.uint16)  # fmt: skip
-    shape = (indices.size, 1, 1)
     if integers:
-        data = rng.integers(-127, 128, shape, np.int8)
+        data = rng.integers(-127, 128, indices.size, np.int8)
         scales = rng.standard_normal(ROWS, np.float32)
     else:
-        data, scales = rng.standard_normal(shape, np.float32), None
+        data, scales = rng.standard_normal(indices.size, np.float32), None
     x = rng.standard_normal((3, COLS), np.float32)
+    weights = indptr, indices, data, None, scales
+    runs = native.CompressedRows(*weights, None, ROWS, COLS, "int8" if integers else "float32").count_runs()
 
     def product() -> np.ndarray:
         y = np.full((3, ROWS), np.nan, np.float32)
-        native.BlockSparse(indptr, indices, data, scales, ROWS, COLS).matmul(x, y, None, "int16")
+        view = native.CompressedRows(*weights, runs, ROWS, COLS, "int8" if integers else "float32")
+        view.matmul(x, y, None, "int16")
         return y
 
     return product

@@ -6,6 +6,7 @@
 
 #include "formats/bitmask.hpp"
 #include "formats/halves.hpp"
+#include "formats/compressed.hpp"
 #include "formats/integer.hpp"
 #include "status.hpp"
 #include "views.hpp"
@@ -50,6 +51,13 @@ Status matmul_masked_int(const MaskedInt& w, const Operands& io, Activations mod
 // `dense`: shape, group and scales of integer codes, as canonical codes of 8 bits; null for floats.
 Status matmul_bitmask(const Bitmask& w, const DenseInt* dense, const Operands& io, Activations mode) noexcept;
 Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) noexcept;
+
+// Compressed sparse rows. w.indptr (and w.starts) say where a fill goes; counts[row] are the stored values of each row.
+Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode) noexcept;
+void count_csr(const formats::StoredMatrix& m, int64_t* counts) noexcept;
+void fill_csr(const formats::StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept;
+void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
+void count_runs(const CompressedRows& w, uint8_t* runs) noexcept;
 
 // First bad block row and the rule it breaks: 0 none, 1 indptr falls or leaves the indices, 2 an index is out of
 // range, 3 indices are not sorted and unique.

@@ -62,6 +62,24 @@ inline I32 load_u8(const uint8_t* p) {
 inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
   return vmlal_n_s16(acc, vld1_s16(a), static_cast<int16_t>(w));
 }
+inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
+  const int16x8_t pairs = vld1q_s16(a), twice = vreinterpretq_s16_s32(vdupq_n_s32(w));
+  const int32x4_t low = vmull_s16(vget_low_s16(pairs), vget_low_s16(twice));
+  return vaddq_s32(acc, vpaddq_s32(low, vmull_high_s16(pairs, twice)));
+}
+
+struct Four {
+  float32x4_t v;
+};
+inline Four zero_four() { return {vdupq_n_f32(0.0f)}; }
+inline Four load_four(const float* p) { return {vld1q_f32(p)}; }
+inline Four set_four(const float* a, const float* b, const float* c, const float* d) {
+  const float32x4_t ab = vld1q_lane_f32(b, vld1q_dup_f32(a), 1);
+  return {vld1q_lane_f32(d, vld1q_lane_f32(c, ab, 2), 3)};
+}
+inline Four add(Four a, Four b) { return {vaddq_f32(a.v, b.v)}; }
+inline Four muladd(Four a, Four b, Four c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline float sum_four(Four v) { return vaddvq_f32(v.v); }
 
 inline void store_rounded_i16(int16_t* p, F32 v) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(v))); }
 

@@ -52,6 +52,24 @@ inline I32 load_u8(const uint8_t* p) { return *p; }
 // acc + a * w for int16 activations and an int8 weight
 inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) { return acc + *a * w; }
 
+// acc + a[0] * w[0] + a[1] * w[1] in each lane, for lanes of two int16 activations and a pair of int16 weights in one word
+inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
+  return acc + a[0] * static_cast<int16_t>(w) + a[1] * static_cast<int16_t>(w >> 16);
+}
+
+// Four floats, on every ISA.
+struct Four {
+  float v[4];
+};
+inline Four zero_four() { return {}; }
+inline Four load_four(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline Four set_four(const float* a, const float* b, const float* c, const float* d) { return {{*a, *b, *c, *d}}; }
+inline Four add(Four a, Four b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}}; }
+inline Four muladd(Four a, Four b, Four c) {
+  return {{a.v[0] * b.v[0] + c.v[0], a.v[1] * b.v[1] + c.v[1], a.v[2] * b.v[2] + c.v[2], a.v[3] * b.v[3] + c.v[3]}};
+}
+inline float sum_four(Four v) { return (v.v[0] + v.v[2]) + (v.v[1] + v.v[3]); }
+
 // Rounds to an integer, half to even; |v| <= 16256.
 inline void store_rounded_i16(int16_t* p, F32 v) {
   const float shifted = v + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "formats/compressed.hpp"
 #include "formats/integer.hpp"
 #include "views.hpp"
 
@@ -145,8 +146,8 @@ struct Dense {
   }
 };
 
-// Block-sparse weights of `T`, float or int8, and the same matrix without its holes.
-template <class T>
+// Block-sparse weights of `T`, float, half or int8 (of which kBits count), and the same matrix without its holes.
+template <class T, int kBits = 8>
 struct Sparse {
   BlockSparse shape;
   std::vector<int64_t> indptr{0};
@@ -185,7 +186,43 @@ struct Sparse {
 
  private:
   static T value(Random& random) {
-    return sizeof(T) == 1 ? static_cast<T>(random.below(256) - 128) : static_cast<T>(random.value());
+    if (sizeof(T) == 2) return static_cast<T>(half_bits(random));
+    return sizeof(T) == 1 ? static_cast<T>(random.below(1 << kBits) - (1 << (kBits - 1))) : static_cast<T>(random.value());
+  }
+};
+
+// Block-sparse weights of 1 x 1 blocks as compressed rows, with runs and int4 codes of their own.
+template <class T>
+struct Compressed {
+  CompressedRows shape{};
+  std::vector<int64_t> starts{0};
+  std::vector<uint8_t> packed, runs;
+
+  template <int kBits>
+  Compressed(const Sparse<T, kBits>& w, Values values) {
+    const BlockSparse& b = w.shape;
+    shape = {b.indptr, b.indices, b.data, nullptr, b.scales, nullptr, b.rows, b.cols, values, b.wide_indices};
+    for (int64_t r = 0; r < b.rows && values == Values::kInt4; ++r) {
+      for (int64_t i = b.indptr[r]; i < b.indptr[r + 1]; ++i) {
+        const auto code = static_cast<uint8_t>(static_cast<int>(w.data[i]) + 8);
+        (i - b.indptr[r]) % 2 ? void(packed.back() = static_cast<uint8_t>(packed.back() | code << 4)) : packed.push_back(code);
+      }
+      starts.push_back(static_cast<int64_t>(packed.size()));
+    }
+    if (values == Values::kInt4) {
+      shape.data = packed.data();
+      shape.starts = starts.data();
+    }
+    runs = filled<uint8_t>(b.rows * ceil_div(b.cols, kBlock));
+    formats::count_runs(shape, 0, b.rows, runs.data());
+  }
+  Compressed(const Compressed&) = delete;
+  Compressed& operator=(const Compressed&) = delete;
+
+  CompressedRows view(bool with_runs) const {
+    CompressedRows w = shape;
+    w.runs = with_runs ? runs.data() : nullptr;
+    return w;
   }
 };
 

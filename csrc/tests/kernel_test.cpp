@@ -21,7 +21,8 @@ namespace {
 
 using namespace cases;
 
-constexpr int64_t kBatches[] = {1, 2, 3, 5, 8, 13};
+const std::vector<int64_t> kBatches = {1, 2, 3, 5, 8, 13};
+const std::vector<int64_t> kWideBatches = {1, 2, 3, 17, 33, 70};  // of csr, which takes tiles of up to 64 rows of x
 constexpr int64_t kMostRows = 13;
 int failures = 0, products = 0;
 
@@ -72,12 +73,14 @@ std::vector<float> product(int64_t batch, int64_t rows, const Multiply& multiply
 // y of scalar for the whole batch; every ISA and every smaller batch must give the same bits.
 // multiply(y, batch, variant), variant < variants: ways that must not matter either, such as forms.
 template <class Multiply>
-std::vector<float> same_bits_everywhere(const std::string& what, int64_t rows, int variants, const Multiply& multiply) {
+std::vector<float> same_bits_everywhere(const std::string& what, int64_t rows, int variants, const Multiply& multiply,
+                                        const std::vector<int64_t>& batches = kBatches) {
+  const int64_t most = batches.back();
   std::vector<float> expected;
   for (const char* isa : isas()) {
     api::choose_isa(isa);
-    if (expected.empty()) expected = product(kMostRows, rows, [&](float* y) { return multiply(y, kMostRows, 0); });
-    for (int64_t batch : kBatches) {
+    if (expected.empty()) expected = product(most, rows, [&](float* y) { return multiply(y, most, 0); });
+    for (int64_t batch : batches) {
       for (int variant = 0; variant < variants; ++variant) {
         const auto y = product(batch, rows, [&](float* out) { return multiply(out, batch, variant); });
         if (std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) != 0) {
@@ -93,10 +96,12 @@ std::vector<float> same_bits_everywhere(const std::string& what, int64_t rows, i
 // size(r, k) is |w|.
 template <class Weight, class Size, class Multiply>
 void bounded_everywhere(const std::string& what, int64_t rows, int64_t cols, int64_t groups, const std::vector<float>& x,
-                        const float* bias, int variants, const Weight& weight, const Size& size_of, const Multiply& multiply) {
+                        const float* bias, int variants, const Weight& weight, const Size& size_of, const Multiply& multiply,
+                        const std::vector<int64_t>& batches = kBatches) {
+  const int64_t most = batches.back();
   const double n = static_cast<double>(cols + 2 * groups + 4) * 0x1p-24, gamma = n / (1 - n);
-  auto exact = filled<double>(kMostRows * rows), bound = filled<double>(kMostRows * rows);
-  for (int64_t m = 0; m < kMostRows; ++m) {
+  auto exact = filled<double>(most * rows), bound = filled<double>(most * rows);
+  for (int64_t m = 0; m < most; ++m) {
     for (int64_t r = 0; r < rows; ++r) {
       double sum = bias ? double{bias[r]} : 0.0, size = std::fabs(sum);
       for (int64_t k = 0; k < cols; ++k) {
@@ -109,7 +114,7 @@ void bounded_everywhere(const std::string& what, int64_t rows, int64_t cols, int
   }
   for (const char* isa : isas()) {
     api::choose_isa(isa);
-    for (int64_t batch : kBatches) {
+    for (int64_t batch : batches) {
       for (int variant = 0; variant < variants; ++variant) {
         const auto y = product(batch, rows, [&](float* out) { return multiply(out, batch, variant); });
         for (size_t i = 0; i < y.size(); ++i) {
@@ -198,7 +203,8 @@ void dense_halves() {
 }
 
 // The dense int8 weights of the same codes, which must give the same bits.
-Dense dense_of(Random& random, const Sparse<int8_t>& w) {
+template <int kBits>
+Dense dense_of(Random& random, const Sparse<int8_t, kBits>& w) {
   const int64_t rows = w.shape.rows, cols = w.shape.cols;
   Dense dense(random, {nullptr, nullptr, nullptr, rows, cols, cols, 8, 0, 0, false, false}, Offsets::kNone);
   for (size_t i = 0; i < w.whole.size(); ++i) dense.codes[i] = static_cast<uint8_t>(w.whole[i] + 128);
@@ -352,6 +358,60 @@ void bitmasks() {
   }
 }
 
+// Compressed rows of integers, to the bits of the dense ones; variants: with runs, without, dense.
+template <int kBits>
+void check_csr_ints(Random& random, const BlockSparse& like, const std::string& what, const float* bias) {
+  const Sparse<int8_t, kBits> ints(random, like);
+  const Compressed<int8_t> w(ints, kBits == 8 ? Values::kInt8 : Values::kInt4);
+  const Dense dense = dense_of(random, ints);
+  const auto wild = activations(random, kWideBatches.back(), like.cols, true);
+  for (int mode = 0; mode < 2; ++mode) {
+    const auto y = same_bits_everywhere(
+        what + text("int", kBits) + " " + kModes[mode], like.rows, 3,
+        [&](float* out, int64_t batch, int variant) {
+          const Operands io{wild.data(), out, bias, batch};
+          return variant == 2 ? api::matmul_dense_int(dense.view(false), io, Activations(mode))
+                              : api::matmul_csr(w.view(variant == 0), io, Activations(mode));
+        },
+        kWideBatches);
+    digest("csr int" + std::to_string(kBits) + " " + kModes[mode], y.data(), static_cast<int64_t>(y.size()));
+  }
+}
+
+// Compressed rows of floats: float32, or 16 bits.
+template <class T>
+void check_csr_floats(Random& random, const BlockSparse& like, const std::string& what, const float* bias, Values values) {
+  const Sparse<T> floats(random, like);
+  const Compressed<T> w(floats, values);
+  auto whole = filled<float>(like.rows * like.cols);
+  api::decode_csr(w.view(false), nullptr, 0, like.rows, whole.data());
+  const auto x = activations(random, kWideBatches.back(), like.cols, false);
+  bounded_everywhere(
+      what + text("values", static_cast<int>(values)), like.rows, like.cols, 1, x, bias, 2,
+      [&](int64_t r, int64_t k) { return double{whole[r * like.cols + k]}; },
+      [&](int64_t r, int64_t k) { return std::fabs(double{whole[r * like.cols + k]}); },
+      [&](float* out, int64_t batch, int variant) {
+        return api::matmul_csr(w.view(variant == 0), {x.data(), out, bias, batch}, Activations::kFloat32);
+      },
+      kWideBatches);
+}
+
+void compressed_rows() {
+  Random random(6);
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {19, 130}, {150, 700}}) {
+    for (bool wide : {false, true}) {
+      const BlockSparse like{nullptr, nullptr, nullptr, nullptr, rows, cols, 1, 1, wide};
+      const std::string what = "csr" + text("rows", rows) + text("cols", cols) + text("wide", wide);
+      const auto bias = some_bias(random, rows);
+      check_csr_floats<float>(random, like, what, bias.data(), Values::kFloat32);
+      check_csr_floats<uint16_t>(random, like, what, bias.data(), Values::kFloat16);
+      check_csr_floats<uint16_t>(random, like, what, bias.data(), Values::kBfloat16);
+      check_csr_ints<8>(random, like, what, bias.data());
+      check_csr_ints<4>(random, like, what, bias.data());
+    }
+  }
+}
+
 // One row of activations on every ISA.
 void check_quantize(const std::vector<float>& x, int mode) {
   const auto cols = static_cast<int64_t>(x.size()), blocks = ceil_div(cols, kBlock);
@@ -457,6 +517,7 @@ int main(int argc, char** argv) {
   dense_halves();
   block_sparse();
   bitmasks();
+  compressed_rows();
   if (print) {
     for (const Digest& each : digests) {
       std::printf("{\"%s\", 0x%016llxu},\n", each.family.c_str(), static_cast<unsigned long long>(each.value));

@@ -14,8 +14,8 @@ import numpy as np
 import pumice as pm
 
 SCHEMES = [
-    "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8", "bsr-4x4",
-    "bsr-3x5+int8",
+    "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8",
+    "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8",
 ]  # fmt: skip
 NUMBERS = [
     0,

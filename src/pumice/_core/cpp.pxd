@@ -64,6 +64,25 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t blockcols
         bint wide_indices
 
+    cdef enum class Values(int):
+        kFloat32
+        kFloat16
+        kBfloat16
+        kInt8
+        kInt4
+
+    cdef struct CompressedRows:
+        const int64_t* indptr
+        const void* indices
+        const void* data
+        const int64_t* starts
+        const float* scales
+        const uint8_t* runs
+        int64_t rows
+        int64_t cols
+        Values values
+        bint wide_indices
+
     cdef struct Operands:
         const float* x
         float* y
@@ -88,6 +107,18 @@ cdef extern from "formats/integer.hpp" namespace "pumice::formats" nogil:
     int64_t row_bytes(int64_t cols, int bits)
     int64_t first_nonfinite(const float* values, int64_t count)
     int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed)
+
+
+cdef extern from "formats/compressed.hpp" namespace "pumice::formats" nogil:
+    cdef struct StoredMatrix:
+        const void* values
+        int64_t rows
+        int64_t cols
+        Values kind
+
+    cdef struct RowBuffers:
+        void* indices
+        void* data
 
 
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
@@ -133,3 +164,8 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
     Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
                     int64_t count, int64_t block_cols)
+    Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode)
+    void count_csr(const StoredMatrix& m, int64_t* counts)
+    void fill_csr(const StoredMatrix& m, const CompressedRows& w, RowBuffers out)
+    void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out)
+    void count_runs(const CompressedRows& w, uint8_t* runs)

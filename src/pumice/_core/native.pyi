@@ -174,3 +174,40 @@ class MaskedInt:
     def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None: ...
     def unprepack(self, start: int, stop: int) -> tuple[U8, NDArray[np.int64], U8]:
         """Bitmask, offsets and data, row by row, of the rows of panels [start, stop)."""
+
+class CompressedRows(Weights):
+    """Compressed sparse rows. `values` is float32, float16, bfloat16 (uint16 patterns), int8 or int4; integers have
+    `scales` (rows,). int4 codes are packed, two a byte of uint8 `data`; row i starts at byte starts[i] (rows + 1,).
+    `runs` uint8 (rows, ceil(cols / 128)) are what `count_runs` gives: stored values in each block of columns.
+
+    Structure must have been validated with `check_bsr`.
+    """
+
+    def __init__(
+        self,
+        indptr: NDArray[np.int64],
+        indices: NDArray[np.uint16] | NDArray[np.uint32],
+        data: NDArray[Any],
+        starts: NDArray[np.int64] | None,
+        scales: F32 | None,
+        runs: U8 | None,
+        rows: int,
+        cols: int,
+        values: str,
+    ) -> None: ...
+    def count_runs(self) -> U8: ...
+    def decode_rows(self, start: int, stop: int) -> F32: ...
+    def take(self, ids: NDArray[np.int64]) -> F32: ...
+
+def count_csr(matrix: NDArray[Any], values: str) -> NDArray[np.int64]:
+    """What is not 0 in each row of a C-contiguous matrix of stored values; int4 is as int8 there."""
+
+def fill_csr(
+    matrix: NDArray[Any],
+    values: str,
+    indptr: NDArray[np.int64],
+    starts: NDArray[np.int64] | None,
+    indices: NDArray[np.uint16] | NDArray[np.uint32],
+    data: NDArray[Any],
+) -> None:
+    """Write the columns and values of what is not 0 to `indices` and `data`, where indptr, and starts of int4, say."""

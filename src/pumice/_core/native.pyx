@@ -347,6 +347,7 @@ include "bitmask.pxi"
 
 
 include "bsr.pxi"
+include "csr.pxi"
 
 
 cdef read_environment():

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pumice._core import native
+from pumice.errors import FormatError, NonFiniteError
 from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
+from pumice.layouts.compressed import _check as check_part
+from pumice.layouts.indexing import take_ids
+from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
+from pumice.layouts.work import Work, label_of, steps_of
+from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
+from pumice.values.base import F32, Array, codec_of, matrix_shape
+
+BLOCK = 128  # columns of a block of `runs`
+PANEL_BYTES = 4 << 20  # of float32 weights that are rounded to other values at a time
+INTEGERS = ("int8", "int4")
+MIDDLE = 8  # the int4 code of 0
+RUN = 4  # stored values of a block: with fewer, walking rows block by block costs more than it saves
+ROWS_WITHOUT_RUNS = 16  # of x: all of them meet float weights from the L2
+
+
+class Form(NamedTuple):
+    """The weights as kernels take them, and what is there beside the canonical arrays."""
+
+    rows: native.CompressedRows
+    runs: NDArray[np.uint8] | None = None
 
 
 @register
 class CSRArray(CompressedArray):
     """Compressed sparse rows, as in SciPy: `indptr`, `indices`, `data`.
+
+    int4 codes are packed, two a byte of `data`, and each row begins on a byte.
 
     Examples
     --------
@@ -21,13 +47,81 @@ class CSRArray(CompressedArray):
     >>> w = pm.compress(np.array([[0.0, 2.0], [0.0, 0.0], [3.0, 4.0]]), "csr")
     >>> w.indptr, w.indices, w.data
     (array([0, 1, 1, 3]), array([1, 0, 1], dtype=uint16), array([2., 3., 4.], dtype=float32))
+    >>> pm.compress(np.array([[0.0, -4.0], [0.0, 0.0], [3.5, -4.0]]), "csr+int4").data
+    array([ 0, 15], dtype=uint8)
     """
 
-    grammar = LayoutGrammar("csr", "csr", values=("float32", "int8"))
+    grammar = LayoutGrammar("csr", "csr", values=("float32", "float16", "bfloat16", *INTEGERS))
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        shape: tuple[int, ...],
+        indptr: NDArray[np.int64],
+        indices: NDArray[np.uint16] | NDArray[np.uint32],
+        blocks: Array,
+        scales: F32 | None,
+    ) -> None:
+        super().__init__(scheme, shape, indptr, indices, blocks, scales)
+        self._starts = _starts_of(indptr) if scheme.values == "int4" else None
+        self._form: Form | None = None  # made by the first product
+        self._keep = False
 
     @classmethod
     def _block_shape(cls, scheme: Scheme) -> tuple[int, ...]:
         return ()
+
+    @classmethod
+    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
+        values, packed, (rows, cols) = scheme.values, scheme.values == "int4", w.shape
+        w = np.ascontiguousarray(w)
+        counts = native.count_csr(w, "float32")  # before rounding; what is left after it is no more
+        room = int(counts.sum())
+        indptr, indices = np.zeros(rows + 1, np.int64), np.empty(room, index_dtype(cols))
+        data = np.empty(room if not packed else int(((counts + 1) // 2).sum()), data_dtype(scheme))
+        scales = np.empty(rows, np.float32) if values in INTEGERS else None
+        step = max(1, rows if values == "float32" else PANEL_BYTES // (4 * max(cols, 1)))
+        written = 0
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            panel, some = _rounded(w, scheme, start, stop)
+            if scales is not None and some is not None:
+                scales[start:stop] = some[:, 0]
+            ends = np.zeros(stop - start + 1, np.int64)
+            np.cumsum(counts if values == "float32" else native.count_csr(panel, values), out=ends[1:])
+            starts = _starts_of(ends) if packed else None
+            native.fill_csr(panel, values, ends, starts, indices[indptr[start] :], data[written:])
+            indptr[start + 1 : stop + 1] = indptr[start] + ends[1:]
+            written += int((ends if starts is None else starts)[-1])
+        indices.resize(int(indptr[-1]), refcheck=False)  # in place
+        data.resize(written, refcheck=False)
+        return cls(scheme, shape, indptr, indices, data, scales)
+
+    @classmethod
+    def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> Self:
+        rows, cols = matrix_shape(shape)
+        integers, packed = scheme.values in INTEGERS, scheme.values == "int4"
+        names = {"indptr", "indices", "data", "shape"} | ({"scale"} if integers else set())
+        if set(parts) != names:
+            raise FormatError(None, None, f"the parts {sorted(names)} for {scheme}", sorted(parts))
+        count = len(parts["indices"]) if parts["indices"].ndim else 0
+        check_part(parts, "indptr", np.int64, (rows + 1,))
+        check_part(parts, "indices", index_dtype(cols), (count,))
+        if not packed:
+            check_part(parts, "data", data_dtype(scheme), (count,))
+        scales = None
+        if integers:
+            check_part(parts, "scale", np.float32, (rows, 1))
+            scales = np.ascontiguousarray(parts["scale"][:, 0])
+            if not np.isfinite(scales).all():
+                raise FormatError(None, "scale", "finite scales", "a NaN or an infinity")
+        indptr, indices = np.array(parts["indptr"]), np.array(parts["indices"])
+        rule, row = native.check_bsr(indptr, indices, cols)
+        if rule:
+            raise FormatError(None, "indptr" if rule.startswith("indptr") else "indices", rule, f"row {row}")
+        if packed:
+            check_part(parts, "data", np.uint8, (int(_starts_of(indptr)[-1]),))
+        return cls(scheme, shape, indptr, indices, np.ascontiguousarray(parts["data"]), scales)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Self:
@@ -54,6 +148,137 @@ class CSRArray(CompressedArray):
         """
         from scipy.sparse import csr_array
 
+        data, counts = self._blocks, np.diff(self._indptr)
+        if self._scales is not None:
+            with np.errstate(over="ignore"):
+                data = self._signed().astype(np.float32) * np.repeat(self._scales, counts)
+        elif self._scheme.values != "float32":
+            data = codec_of(self._scheme).decode_sparse(data)
         index = np.int32 if max(self.nnz, self._cols) < 2**31 else np.int64
-        arrays = self._decoded_blocks().reshape(-1), self._indices.astype(index), self._indptr.astype(index)
+        arrays = frozen(data), self._indices.astype(index), self._indptr.astype(index)
         return csr_array(arrays, shape=(self._rows, self._cols))
+
+    @classmethod
+    def work(cls, scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, activations: str) -> Work:
+        """What a product does, for the cost model."""
+        rows, cols = matrix_shape(shape)
+        codec, stored, scaled = codec_of(scheme), density * rows * cols, scheme.values in INTEGERS
+        nbytes = stored * (codec.bits / 8 + np.dtype(index_dtype(cols)).itemsize) + 8 * (rows + 1) + 4 * rows * scaled
+        steps = steps_of(cls._kernel(scaled, activations), stored, rows * cols, batch)
+        return Work(nbytes, steps, activations, label_of(scheme), codec.bits, 1)
+
+    def part_dtype(self, part: str) -> str:
+        bfloat16 = part == "data" and self._scheme.values == "bfloat16"
+        return "BF16" if bfloat16 else super().part_dtype(part)
+
+    def decode_rows(self, start: int, stop: int) -> F32:
+        return self._rows_view().decode_rows(start, stop)
+
+    def take(self, ids: Any) -> F32:
+        ids = take_ids(ids, self._rows)
+        flat = np.ascontiguousarray(ids.reshape(-1), np.int64)
+        return self._rows_view().take(flat).reshape(*ids.shape, *self._shape[1:])
+
+    def _slice(self, rows: slice, cols: slice) -> Self:
+        begin, end = self._indptr[rows.start], self._indptr[rows.stop]
+        indptr = self._indptr[rows.start : rows.stop + 1] - begin
+        indices, starts = self._indices[begin:end], self._starts
+        data = self._blocks[begin:end] if starts is None else self._blocks[starts[rows.start] : starts[rows.stop]]
+        scales = None if self._scales is None else self._scales[rows]
+        cut = type(self)(self._scheme, (rows.stop - rows.start, *self._shape[1:]), indptr, indices, data, scales)
+        return cut if cols == slice(0, self._cols) else cut._columns(cols.start, cols.stop)
+
+    def _columns(self, start: int, stop: int) -> Self:
+        keep = (self._indices >= start) & (self._indices < stop)
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[self._indptr]
+        indices = (self._indices[keep] - self._indices.dtype.type(start)).astype(index_dtype(stop - start))
+        data = self._blocks[keep] if self._starts is None else _packed(self._signed()[keep], indptr)
+        return type(self)(self._scheme, (self._rows, stop - start), indptr, indices, data, self._scales)
+
+    def _signed(self) -> Array:
+        """The codes of integers, one an entry."""
+        if self._starts is None:
+            return self._blocks
+        halves = np.stack([self._blocks & 15, self._blocks >> 4], axis=1).reshape(-1)
+        return halves[_places(self._indptr)].astype(np.int8) - np.int8(MIDDLE)
+
+    @staticmethod
+    def _kernel(scaled: bool, activations: str) -> str | None:
+        return "matmul_int_csr" if scaled and activations != "float32" else "matmul_f32_csr"
+
+    def _view(self, runs: NDArray[np.uint8] | None) -> native.CompressedRows:
+        return native.CompressedRows(
+            self._indptr, self._indices, self._blocks, self._starts, self._scales, runs,
+            self._rows, self._cols, self._scheme.values,
+        )  # fmt: skip
+
+    def _rows_view(self) -> native.CompressedRows:
+        form = self._form
+        if form is None:  # of threads that race here each makes one, and any will do
+            form = self._form = Form(self._view(None))
+        return form.rows
+
+    def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
+        walked = len(x) > ROWS_WITHOUT_RUNS or self._kernel(self._scales is not None, activations) == "matmul_int_csr"
+        if walked and not self._keep and options.prepack != "never":
+            self.prepack()
+        self._rows_view().matmul(x, y, bias, activations)
+
+    def prepack(self) -> Self:
+        form = self._form
+        blocks = self._rows * -(-self._cols // BLOCK)
+        if (form is None or form.runs is None) and self.nnz >= RUN * blocks:
+            runs = self._rows_view().count_runs()
+            self._form = Form(self._view(runs), runs)
+        return self
+
+    def keep_canonical(self) -> Self:
+        self._keep = True
+        self._form = None
+        return self
+
+    @property
+    def resident_nbytes(self) -> int:
+        form = self._form
+        beside = (self._starts, None if form is None else form.runs)
+        return super().resident_nbytes + sum(array.nbytes for array in beside if array is not None)
+
+    @property
+    def nnz(self) -> int:
+        return len(self._indices)
+
+
+def data_dtype(scheme: Scheme) -> Any:
+    """dtype of `data`: of a stored value, or of two codes."""
+    return np.uint8 if scheme.values == "int4" else codec_of(scheme).sparse_dtype
+
+
+def _rounded(w: F32, scheme: Scheme, start: int, stop: int) -> tuple[Array, Array | None]:
+    """Rows start .. stop - 1 as they are stored, and their scales."""
+    codec = codec_of(scheme)
+    try:
+        return codec.encode_sparse(w[start:stop], scheme, np.float32)
+    except NonFiniteError:
+        codec.encode_sparse(w, scheme, np.float32)  # names the index in the whole
+        raise
+
+
+def _starts_of(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The byte of `data` at which each row of int4 begins, and the end."""
+    starts = np.zeros(len(indptr), np.int64)
+    np.cumsum((np.diff(indptr) + 1) // 2, out=starts[1:])
+    return starts
+
+
+def _places(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The half byte of each stored value."""
+    before = 2 * _starts_of(indptr)[:-1] - indptr[:-1]
+    return np.arange(indptr[-1]) + np.repeat(before, np.diff(indptr))
+
+
+def _packed(codes: NDArray[np.int8], indptr: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Signed codes as `data` has them."""
+    halves = np.zeros(2 * _starts_of(indptr)[-1], np.uint8)
+    halves[_places(indptr)] = codes + np.int8(MIDDLE)
+    packed: NDArray[np.uint8] = halves[::2] | halves[1::2] << 4
+    return packed

@@ -1,0 +1,163 @@
+// matmul_f32_csr: y = x w^T for compressed sparse rows of float32. Only stored values are touched, as in SciPy.
+//
+// A single row of x is met four stored values at a time, by single loads, in four chains. Of a tile of x, kept with columns
+// outermost, a stored value meets whole vectors. Rows are walked block of columns by block of columns (`runs`), so that the x
+// of a block stays in a near cache while all rows of a chunk meet it; their sums wait in memory.
+#pragma once
+
+#include "kernels/table.hpp"
+#include "kernels/unroll.hpp"
+#include "views.hpp"
+
+namespace pumice::PUMICE_ISA {
+namespace {
+
+constexpr int64_t kRowAhead = 4096;  // bytes that weights are prefetched ahead
+
+// body(const Index* indices) with the type of the indices.
+template <class Body>
+inline void with_indices(const CompressedRows& w, const Body& body) {
+  w.wide_indices ? body(static_cast<const uint32_t*>(w.indices)) : body(static_cast<const uint16_t*>(w.indices));
+}
+
+template <class Index>
+inline void f32_csr_row(const CompressedRows& w, const Index* indices, int64_t begin, int64_t end, const float* x, float* y) {
+  const float* data = static_cast<const float*>(w.data);
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t last = w.indptr[r + 1];
+    int64_t i = w.indptr[r];
+    Four sums[4] = {zero_four(), zero_four(), zero_four(), zero_four()};
+    const auto four = [&](int64_t at, Four sum) ALWAYS_INLINE {
+      const Index* k = indices + at;
+      return muladd(load_four(data + at), set_four(x + k[0], x + k[1], x + k[2], x + k[3]), sum);
+    };
+    for (; i + 16 <= last; i += 16) {
+      prefetch(reinterpret_cast<const uint8_t*>(data + i) + kRowAhead);
+      prefetch(reinterpret_cast<const uint8_t*>(indices + i) + kRowAhead);
+      unroll<4>([&](auto c) ALWAYS_INLINE { sums[c] = four(i + 4 * c, sums[c]); });
+    }
+    for (; i + 4 <= last; i += 4) sums[0] = four(i, sums[0]);
+    float rest = 0.0f;
+    for (; i < last; ++i) rest += data[i] * x[indices[i]];
+    y[r] = sum_four(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) + rest;
+  }
+}
+
+void matmul_f32_csr_row(const CompressedRows& w, int64_t begin, int64_t end, const float* x, float* y) {
+  with_indices(w, [&](const auto* indices) { f32_csr_row(w, indices, begin, end, x, y); });
+}
+
+// Vectors of a tile that a stored value meets at once, and stored values whose sums are apart: as many sums as hide the
+// latency of one.
+template <int kTile>
+constexpr int kVectors = kTile / kLanes < 8 ? kTile / kLanes : 8;
+template <int kTile>
+constexpr int kChains = kVectors<kTile> < 4 ? 4 : 8 / kVectors<kTile>;
+
+// sums[kVectors] += the stored values number first .. last - 1 times x, a part of the tile.
+template <int kTile, class Index>
+inline void f32_segment(const float* data, const Index* indices, int64_t first, int64_t last, const float* x, float* sums) {
+  constexpr int V = kVectors<kTile>, C = kChains<kTile>;
+  F32 s[C][V];
+  unroll<V>([&](auto t) ALWAYS_INLINE {
+    s[0][t] = load_f32(sums + t * kLanes);
+    unroll<C, 1>([&](auto c) ALWAYS_INLINE { s[c][t] = zero_f32(); });
+  });
+  const auto meet = [&](int64_t i, auto c) ALWAYS_INLINE {
+    const F32 v = set_f32(data[i]);
+    const float* at = x + static_cast<int64_t>(indices[i]) * kTile;
+    unroll<V>([&](auto t) ALWAYS_INLINE { s[c][t] = muladd(v, load_f32(at + t * kLanes), s[c][t]); });
+  };
+  int64_t i = first;
+  for (; i + C <= last; i += C) unroll<C>([&](auto c) ALWAYS_INLINE { meet(i + c, c); });
+  for (; i < last; ++i) meet(i, pumice::Index<0>{});
+  unroll<V>([&](auto t) ALWAYS_INLINE {
+    unroll<C, 1>([&](auto c) ALWAYS_INLINE { s[0][t] = add(s[0][t], s[c][t]); });
+    store_f32(sums + t * kLanes, s[0][t]);
+  });
+}
+
+// y[m][r] = sums[r][m] for the rows of a chunk.
+inline void store_chunk(const float* sums, int64_t lanes, int64_t batch, int64_t rows, float* y, int64_t y_stride) {
+  for (int64_t r = 0; r < rows; r += 16) {
+    const int64_t count = rows - r < 16 ? rows - r : 16;
+    for (int64_t m = 0; m < batch; ++m) {
+      for (int64_t i = 0; i < count; ++i) y[m * y_stride + r + i] = sums[(r + i) * lanes + m];
+    }
+  }
+}
+
+// Stored values of row r in the blocks of columns b .. b + pass - 1.
+inline int64_t in_blocks(const CompressedRows& w, int64_t blocks, int64_t r, int64_t b, int64_t pass) {
+  const uint8_t* runs = w.runs + r * blocks;
+  int64_t count = 0;
+  for (int64_t stop = b + pass < blocks ? b + pass : blocks; b < stop; ++b) count += runs[b];
+  return count;
+}
+
+// Always inline, as all that only prefetches: GCC deletes calls of it.
+template <class T, class Index>
+ALWAYS_INLINE inline void prefetch_values(const T* data, const Index* indices, int64_t first, int64_t last) {
+  constexpr int64_t kLine = 64;
+  for (int64_t i = first; i < last; i += kLine / static_cast<int64_t>(sizeof(T))) prefetch(data + i);
+  for (int64_t i = first; i < last; i += kLine / static_cast<int64_t>(sizeof(Index))) prefetch(indices + i);
+}
+
+// Where rows are walked in parts, the part behind this one is prefetched, of each row; this is for the first of them.
+template <class T, class Index>
+ALWAYS_INLINE inline void prefetch_first_parts(const CompressedRows& w, const T* data, const Index* indices, int64_t begin, int64_t end,
+                                 int64_t parts) {
+  const int64_t some = (w.indptr[end] - w.indptr[begin]) / ((end - begin) * parts) + 1;
+  for (int64_t r = begin; r < end; ++r) prefetch_values(data, indices, w.indptr[r], w.indptr[r] + some);
+}
+
+template <int kTile, class Index>
+inline void f32_csr_tile(const CompressedRows& w, const Index* indices, int64_t begin, int64_t end, const ColumnTile& x,
+                         float* y, int64_t y_stride) {
+  alignas(64) float sums[kChunkRows * kTile];
+  int64_t at[kChunkRows];
+  const float* data = static_cast<const float*>(w.data);
+  const int64_t blocks = ceil_div(w.cols, kBlock);
+  const bool walks = w.runs && x.pass < blocks;
+  const int64_t pass = walks ? x.pass : blocks;
+  if (walks) prefetch_first_parts(w, data, indices, begin, end, ceil_div(blocks, pass));
+  for (int64_t i = 0; i < (end - begin) * kTile; ++i) sums[i] = 0.0f;
+  for (int64_t r = begin; r < end; ++r) at[r - begin] = w.indptr[r];
+  for (int64_t b = 0; b < blocks; b += pass) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t first = at[r - begin], last = walks ? first + in_blocks(w, blocks, r, b, pass) : w.indptr[r + 1];
+      const int64_t ahead = walks ? last - first : kRowAhead / 4;
+      prefetch_values(data, indices, first + ahead, last + ahead);
+      for (int part = 0; part < kTile; part += kVectors<kTile> * kLanes) {
+        f32_segment<kTile>(data, indices, first, last, x.floats + part, sums + (r - begin) * kTile + part);
+      }
+      at[r - begin] = last;
+    }
+  }
+  store_chunk(sums, kTile, x.batch, end - begin, y + begin, y_stride);
+}
+
+void matmul_f32_csr(const CompressedRows& w, int64_t begin, int64_t end, const ColumnTile& x, float* y, int64_t y_stride) {
+  with_indices(w, [&](const auto* indices) {
+    x.lanes == 16   ? f32_csr_tile<16>(w, indices, begin, end, x, y, y_stride)
+    : x.lanes == 32 ? f32_csr_tile<32>(w, indices, begin, end, x, y, y_stride)
+                    : f32_csr_tile<64>(w, indices, begin, end, x, y, y_stride);
+  });
+}
+
+void widen_half(const uint16_t* bits, int64_t count, bool bfloat16, float* out) {
+  const auto widen = [&](const uint16_t* from, float* to) ALWAYS_INLINE {
+    store_f32(to, bfloat16 ? load_bfloat16(from) : load_half(from));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) widen(bits + i, out + i);
+  if (i == count) return;
+  uint16_t some[kLanes] = {};
+  float wide[kLanes];
+  for (int64_t j = i; j < count; ++j) some[j - i] = bits[j];
+  widen(some, wide);
+  for (int64_t j = i; j < count; ++j) out[j] = wide[j - i];
+}
+
+}  // namespace
+}  // namespace pumice::PUMICE_ISA
