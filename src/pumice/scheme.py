@@ -28,11 +28,28 @@ class ValuesGrammar:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """Which zeros a layout stores without waste, on the matrix (rows, cols).
+
+    Parameters
+    ----------
+    blocksize : (R, C) or None
+        Weights that are 0 together: rows and columns of a block.
+    kept : (N, M) or None
+        At most N weights of every M along a row are not 0.
+    """
+
+    blocksize: tuple[int, int] | None = None
+    kept: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
-    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table. `values` None
-    means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
+    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table and say what they
+    mean: R rows by C columns of a block, N kept of every M. `values` None means every codec with all its options; else
+    the codecs listed, of whose options only ``-gG``, if `group`.
     """
 
     name: str
@@ -44,6 +61,12 @@ class LayoutGrammar:
     @property
     def numbers(self) -> int:
         return len(self.letters)
+
+    def pattern(self, numbers: tuple[int, ...]) -> Pattern | None:
+        """Which zeros the layout stores without waste; None where any are as good as others."""
+        if self.letters == ("R", "C"):
+            return Pattern(blocksize=(numbers[0], numbers[1]))
+        return Pattern(kept=(numbers[0], numbers[1])) if self.letters == ("N", "M") else None
 
     def takes(self, values: ValuesGrammar) -> bool:
         """Whether the layout stores such values."""
@@ -147,6 +170,18 @@ class Scheme:
     def dense(self) -> bool:
         """Whether every weight is stored."""
         return self.layout == "dense"
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """Which zeros the layout stores without waste; None where any are as good as others.
+
+        Examples
+        --------
+        >>> import pumice
+        >>> Scheme.parse("bsr-16x4+int8").pattern
+        Pattern(blocksize=(16, 4), kept=None)
+        """
+        return _LAYOUTS[self.layout].pattern(self.numbers)
 
 
 def _error(text: str, why: str) -> SchemeError:
