@@ -188,16 +188,18 @@ def test_what_n_of_m_leaves_is_stored_as_that(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "sparsity", "magnitude", "energy"),  # closed forms and simulations, research/sparse.md 8.1
     [
-        (None, 0.5, 0.796, 0.928), pytest.param("8:16", None, 0.782, 0.912, marks=has_nm), pytest.param("4:8", None, 0.768, 0.897, marks=has_nm),
-        pytest.param("2:4", None, 0.744, 0.868, marks=has_nm), ("bsr-1x4", 0.5, 0.645, 0.763), ("bsr-4x1", 0.5, 0.645, 0.763),
+        (None, 0.5, 0.796, 0.928), ("8:16", None, 0.782, 0.912), ("4:8", None, 0.768, 0.897),
+        ("2:4", None, 0.744, 0.868), ("bsr-1x4", 0.5, 0.645, 0.763), ("bsr-4x1", 0.5, 0.645, 0.763),
         ("bsr-16x1", 0.5, 0.572, 0.639), ("bsr-8x4", 0.5, 0.550, 0.599), ("bsr-32x32", 0.5, 0.509, 0.518),
         (None, 0.8, 0.440, 0.650), ("bsr-16x1", 0.8, 0.251, 0.307), (None, 0.9, 0.258, 0.439),
-        pytest.param("1:4", None, 0.459, 0.617, marks=has_nm),
+        ("1:4", None, 0.459, 0.617),
     ],
 )  # fmt: skip
 def test_a_normal_matrix_keeps_as_much_as_theory_says(
     pattern: str | None, sparsity: float | None, magnitude: float, energy: float
 ) -> None:
+    if sparsity is None and "N:M" not in legal_table():
+        pytest.skip("N:M has not landed")
     w = np.random.default_rng(5).standard_normal((512, 1024))
     pruned = pm.prune(w, sparsity, pattern=pattern)
     assert np.abs(pruned).sum() / np.abs(w).sum() == pytest.approx(magnitude, abs=0.01)

@@ -17,9 +17,9 @@ from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
 from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, from_parts
-from pumice.ops import compress, concatenate, linear, quantize, show_config, sparsify
+from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
-from pumice.pruning import prune
+from pumice.pruning import prune, sparsify
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
 from pumice.threadpools import register as _register_threadpools

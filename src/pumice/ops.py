@@ -1,4 +1,4 @@
-"""The verbs: compress, linear, concatenate. They know no layout by name."""
+"""The verbs: compress, quantize, linear, concatenate. They know no layout by name."""
 
 from __future__ import annotations
 
@@ -87,20 +87,6 @@ def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
     """
     if not Scheme.parse(scheme).dense:
         raise SchemeError(f"scheme: expected a dense one such as 'int4-g128', got {str(scheme)!r}")
-    return compress(w, scheme, **options)
-
-
-def sparsify(w: Any, scheme: str | Scheme, **options: Any) -> Any:
-    """`compress` for a sparse scheme: zeros are not stored.
-
-    Examples
-    --------
-    >>> import numpy as np, pumice as pm
-    >>> pm.sparsify(np.eye(4, 32), "csr").nnz
-    4
-    """
-    if Scheme.parse(scheme).dense:
-        raise SchemeError(f"scheme: expected a sparse one such as 'csr', got {str(scheme)!r}")
     return compress(w, scheme, **options)
 
 

@@ -47,9 +47,9 @@ class Pattern:
 class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
-    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table and say what they
-    mean: R rows by C columns of a block, N kept of every M. `values` None means every codec with all its options; else
-    the codecs listed, of whose options only ``-gG``, if `group`.
+    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table and say
+    what they mean: R rows by C columns of a block, N kept of every M. `values` None means every codec with all its
+    options; else the codecs listed, of whose options only ``-gG``, if `group`.
     """
 
     name: str

@@ -67,7 +67,8 @@ def prune(
 
         ``"bsr-16x4"`` (``"bsr-RxC"``): whole blocks go, those of the least energy, the sum of the squared scores:
         exactly floor(sparsity * blocks), the first in row-major order on ties. `threshold` removes the blocks whose
-        root mean square score lies below it. Blocks at ragged edges count as blocks. A row of `scope` is a row of blocks.
+        root mean square score lies below it. Blocks at ragged edges count as blocks; a row of
+        `scope` is a row of blocks.
     method : str
         How weights are scored: a name in `PRUNERS`.
     scope : {"layer", "row", "global"}
@@ -185,7 +186,9 @@ def _masks(
     else:
         assert pattern.blocksize is not None
         by_mean = threshold is not None
-        energies = {key: block_energies(m, pattern.blocksize, by_mean) for key, m in matrices.items()}
+        energies: dict[Any, Weights] = {
+            key: block_energies(m, pattern.blocksize, by_mean) for key, m in matrices.items()
+        }
         kept = _keep(energies, sparsity, None if threshold is None else threshold**2, scope)
         masks = {key: spread(kept[key], pattern.blocksize, matrix.shape) for key, matrix in matrices.items()}
     return {key: mask.reshape(scores[key].shape) for key, mask in masks.items()}
@@ -201,8 +204,7 @@ def _keep(scores: dict[Any, Weights], sparsity: float | None, threshold: float |
         masks = {}
         for key, score in scores.items():
             rows = score.reshape(len(score), math.prod(score.shape[1:]))
-            kept = [keep_highest(row, sparsity) for row in rows]
-            masks[key] = np.array(kept, bool).reshape(score.shape)
+            masks[key] = np.array([keep_highest(row, sparsity) for row in rows], bool).reshape(score.shape)
         return masks
     if not scores:
         return {}

@@ -36,7 +36,8 @@ def block_energies(
 
     Examples
     --------
-    >>> block_energies(np.array([[1.0, 2.0, 3.0]]), (1, 2)), block_energies(np.array([[1.0, 2.0, 3.0]]), (1, 2), mean=True)
+    >>> scores = np.array([[1.0, 2.0, 3.0]])
+    >>> block_energies(scores, (1, 2)), block_energies(scores, (1, 2), mean=True)
     (array([[5., 9.]]), array([[2.5, 9. ]]))
     """
     (rows, cols), (height, width) = scores.shape, blocksize
