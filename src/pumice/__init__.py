@@ -16,7 +16,7 @@ from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
-from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, from_parts
+from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, SumArray, from_parts
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
 from pumice.pruning import prune, sparsify
@@ -40,6 +40,7 @@ __all__ = [
     "RecipeError",
     "Scheme",
     "SchemeError",
+    "SumArray",
     "compress",
     "concatenate",
     "convert",

@@ -56,6 +56,9 @@ def work_of(scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, 
 
 def work_with(w: CompactArray, batch: int, activations: str) -> Work | None:
     """What a product does with this array: its own bytes, and its own kernel."""
+    if w.terms:
+        first, second = (work_with(term, batch, activations) for term in w.terms)
+        return None if first is None or second is None else replace(first, also=second)
     scheme = Scheme.parse(w.scheme)
     if w.kernel(batch, activations) is None:
         steps = steps_of(None, w.nnz, w.size, batch)
@@ -87,7 +90,12 @@ def estimate(
         arithmetic += step.operations / rate / 1e9
         call += profile.overheads.get(step.kernel, 0.0)
     memory = work.nbytes / profile.bandwidth(math.inf if cold else work.nbytes, threads) / 1e9
-    return Estimate(memory, arithmetic, call)
+    if work.also is None:
+        return Estimate(memory, arithmetic, call)
+    also = estimate(work.also, batch, profile, threads=threads, cold=cold)
+    if also is None:
+        return None
+    return Estimate(memory + also.memory, arithmetic + also.arithmetic, call + also.call)
 
 
 def predict(

@@ -27,6 +27,7 @@ def compress(
     in_axis: int = 1,
     nonfinite: str = "raise",
     scale_dtype: Any = None,
+    outliers: float | None = None,
 ) -> Any:
     """Store weights in a scheme: any array, any scheme.
 
@@ -44,6 +45,9 @@ def compress(
         What to do with NaN and infinity: raise NonFiniteError, or store 0.
     scale_dtype : {float16, float32}, optional
         Of integer scales; by default float16 with groups, float32 per row.
+    outliers : float in [0, 1], optional
+        For a sum such as ``"int4-g128&csr"``: the share of weights that the second term stores, the largest beside the
+        root mean square of their group; by default 0.005.
 
     Returns
     -------
@@ -70,10 +74,20 @@ def compress(
     if in_axis not in (0, 1):
         raise ValueError(f"in_axis: expected 0 or 1, got {in_axis!r}")
 
+    options = {} if outliers is None else {"outliers": _share(outliers, parsed)}
+
     def one(name: str, w: Any) -> CompactArray:
-        return _compress(name, w, parsed, in_axis, nonfinite, scale_dtype)
+        return _compress(name, w, parsed, in_axis, nonfinite, scale_dtype, options)
 
     return map_weights(w, one)
+
+
+def _share(outliers: float, scheme: Scheme) -> float:
+    if not scheme.terms:
+        raise ValueError(f"outliers: expected None for {scheme}, which is no sum such as int4-g128&csr, got {outliers}")
+    if not 0 <= outliers <= 1:
+        raise ValueError(f"outliers: expected a number in [0, 1], got {outliers}")
+    return float(outliers)
 
 
 def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
@@ -90,20 +104,22 @@ def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
     return compress(w, scheme, **options)
 
 
-def _compress(name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, scale_dtype: Any) -> CompactArray:
+def _compress(
+    name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, scale_dtype: Any, options: dict[str, Any]
+) -> CompactArray:
     if isinstance(w, Transposed):
-        return _compress(name, w.T, scheme, 1 - in_axis, nonfinite, scale_dtype).T
+        return _compress(name, w.T, scheme, 1 - in_axis, nonfinite, scale_dtype, options).T
     if isinstance(w, CompactArray):
-        if in_axis == 1 and w.scheme == str(scheme) and scale_dtype is None:
+        if in_axis == 1 and w.scheme == str(scheme) and scale_dtype is None and not options:
             return w
         w = w.to_dense()
     if in_axis == 0:
         if len(w.shape) != 2:
             raise ValueError(f"{name}: expected two dimensions for in_axis=0, got shape {w.shape}")
-        return _compress(name, w.T, scheme, 1, nonfinite, scale_dtype).T
+        return _compress(name, w.T, scheme, 1, nonfinite, scale_dtype, options).T
     layout = LAYOUTS[scheme.layout]
     if hasattr(w, "tocsr"):
-        return _compress_sparse(name, w.tocsr(), scheme, nonfinite, scale_dtype)
+        return _compress_sparse(name, w.tocsr(), scheme, nonfinite, scale_dtype, options)
     with np.errstate(over="ignore"):  # too large for float32 is reported below, with its index
         array = as_float32(name, w)
     if array.ndim < 2:
@@ -116,17 +132,19 @@ def _compress(name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, s
             index = tuple(int(i) for i in np.unravel_index(bad, shape))
             raise NonFiniteError(f"{name}: expected finite values, got {matrix.flat[bad]} at index {index}")
         matrix = np.where(np.isfinite(matrix), matrix, np.float32(0))
-    return layout.encode(matrix, scheme, shape, scale_dtype)
+    return layout.encode(matrix, scheme, shape, scale_dtype, **options)
 
 
-def _compress_sparse(name: str, matrix: Any, scheme: Scheme, nonfinite: str, scale_dtype: Any) -> CompactArray:
+def _compress_sparse(
+    name: str, matrix: Any, scheme: Scheme, nonfinite: str, scale_dtype: Any, options: dict[str, Any]
+) -> CompactArray:
     """A SciPy matrix, made dense a row panel at a time."""
     layout = LAYOUTS[scheme.layout]
     unit = layout.chunk_rows(scheme)
     rows, cols = matrix.shape
     step = max(1, PANEL_WEIGHTS // max(cols, 1) // unit) * unit
     panels = [
-        _compress(name, matrix[i : i + step].toarray(), scheme, 1, nonfinite, scale_dtype)
+        _compress(name, matrix[i : i + step].toarray(), scheme, 1, nonfinite, scale_dtype, options)
         for i in range(0, max(rows, 1), step)
     ]
     return panels[0] if len(panels) == 1 else layout.stack(panels, matrix.shape)

@@ -1,7 +1,7 @@
 """The grammar of schemes: a layout of values, as text.
 
-A scheme is ``layout``, ``values`` or ``layout+values``; dense and float32 are implied. This module knows no layout and
-no codec by name: they declare their grammar with `register_layout` and `register_values`.
+A scheme is ``layout``, ``values`` or ``layout+values``; dense and float32 are implied. ``a&b`` is the sum of two. This
+module knows no layout and no codec by name: they declare their grammar with `register_layout` and `register_values`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pumice.errors import SchemeError
 
 MIN_GROUP = 16
+SUM = "sum"  # the layout of schemes that have terms
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def legal_table() -> str:
         values = [str(v) if layout.values is None else layout.written(v) for v in _VALUES.values() if layout.takes(v)]
         lines.append(f"{layout.template.format(*layout.letters):<10} {', '.join(values)}")
     lines.append(f"a scheme is layout+values; dense and float32 are implied; G is a power of two >= {MIN_GROUP}")
+    lines.append("a&b is the sum of two schemes, such as int4-g128&csr")
     return "\n".join(lines)
 
 
@@ -122,6 +124,8 @@ class Scheme:
         Columns that share a scale; None is the whole row.
     flags : tuple of str
         The option of the codec, such as ``"asym"``, if any.
+    terms : tuple of Scheme
+        The two schemes of a sum, whose layout is ``"sum"`` and whose values are those of the first; else ().
 
     Examples
     --------
@@ -129,8 +133,8 @@ class Scheme:
     >>> scheme = Scheme.parse("int4-g128-asym")
     >>> scheme.layout, scheme.values, scheme.group, scheme.flags
     ('dense', 'int4', 128, ('asym',))
-    >>> str(Scheme.parse("bsr-4x4+float32"))
-    'bsr-4x4'
+    >>> str(Scheme.parse("bsr-4x4+float32")), str(Scheme.parse("int4-g128 & csr"))
+    ('bsr-4x4', 'int4-g128&csr')
     """
 
     layout: str = "dense"
@@ -138,6 +142,7 @@ class Scheme:
     values: str = "float32"
     group: int | None = None
     flags: tuple[str, ...] = ()
+    terms: tuple[Scheme, ...] = ()
 
     @classmethod
     def parse(cls, text: str | Scheme) -> Scheme:
@@ -146,6 +151,8 @@ class Scheme:
             return text
         if not isinstance(text, str):
             raise SchemeError(f"scheme: expected text such as 'int4-g128', got {text!r}")
+        if "&" in text:
+            return _parse_sum(text)
         left, plus, right = text.partition("+")
         layout = _parse_layout(left)
         if plus and layout is None:
@@ -158,7 +165,17 @@ class Scheme:
         _check(text, scheme)
         return scheme
 
+    @classmethod
+    def sum(cls, first: Scheme, second: Scheme) -> Scheme:
+        """The scheme ``first&second``."""
+        for term in (first, second):
+            if term.terms:
+                raise SchemeError(f"scheme: expected a sum of two schemes, got the sum {term} as one of them")
+        return cls(SUM, (), first.values, first.group, first.flags, (first, second))
+
     def __str__(self) -> str:
+        if self.terms:
+            return "&".join(map(str, self.terms))
         layout = _LAYOUTS[self.layout].template.format(*self.numbers)
         group = "" if self.group is None else f"-g{self.group}"
         values = self.values + group + "".join(f"-{flag}" for flag in self.flags)
@@ -181,11 +198,18 @@ class Scheme:
         >>> Scheme.parse("bsr-16x4+int8").pattern
         Pattern(blocksize=(16, 4), kept=None)
         """
-        return _LAYOUTS[self.layout].pattern(self.numbers)
+        return None if self.terms else _LAYOUTS[self.layout].pattern(self.numbers)
 
 
 def _error(text: str, why: str) -> SchemeError:
     return SchemeError(f"scheme: expected a legal scheme, got {text!r}: {why}\n{legal_table()}")
+
+
+def _parse_sum(text: str) -> Scheme:
+    terms = [term.strip(" ") for term in text.split("&")]
+    if len(terms) != 2:
+        raise _error(text, f"a sum has two terms, not {len(terms)}")
+    return Scheme.sum(*map(Scheme.parse, terms))
 
 
 def _parse_layout(text: str) -> tuple[str, tuple[int, ...]] | None:

@@ -8,5 +8,16 @@ from pumice.layouts.bsr import BSRArray
 from pumice.layouts.csr import CSRArray
 from pumice.layouts.dense import DenseArray
 from pumice.layouts.registry import LAYOUTS, from_parts, register
+from pumice.layouts.sums import SumArray
 
-__all__ = ["LAYOUTS", "BSRArray", "CSRArray", "CompactArray", "DenseArray", "Transposed", "from_parts", "register"]
+__all__ = [
+    "LAYOUTS",
+    "BSRArray",
+    "CSRArray",
+    "CompactArray",
+    "DenseArray",
+    "SumArray",
+    "Transposed",
+    "from_parts",
+    "register",
+]

@@ -14,7 +14,7 @@ from pumice.layouts.operands import FLOAT32, apart, as_array, as_bias, as_matrix
 from pumice.layouts.registry import LAYOUTS, from_parts
 from pumice.layouts.work import Work
 from pumice.options import Options, current
-from pumice.scheme import LayoutGrammar, Scheme
+from pumice.scheme import SUM, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays
 
 PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
@@ -128,6 +128,11 @@ class CompactArray(ABC):
         if blocks.pop("shape", None) is not None and not written:
             blocks["shape"] = np.array(shape, np.int64)
         return blocks
+
+    @property
+    def terms(self) -> tuple[CompactArray, ...]:
+        """The arrays that are added up, if this is a sum; else ()."""
+        return ()
 
     def prepack(self) -> Self:
         """Reorder the weights for the kernels now; the first product does it otherwise."""
@@ -292,6 +297,13 @@ class CompactArray(ABC):
             for start, stop, panel in self._panels():
                 y += matrix[:, start:stop] @ panel
         return y if leading is None else y.reshape(*leading, self._cols)
+
+    def __and__(self, other: Any) -> CompactArray:  # a & b
+        if not isinstance(other, CompactArray):
+            return NotImplemented
+        if isinstance(self, Transposed) and isinstance(other, Transposed):
+            return (self.T & other.T).T
+        return LAYOUTS[SUM](self, other)  # type: ignore[arg-type]
 
     def __matmul__(self, x: Any) -> F32:  # w @ x
         return _swapped(self.linear, x)

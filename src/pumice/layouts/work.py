@@ -28,6 +28,8 @@ class Work:
     activations, stored, bits, unit
         What throughput depends on: how x enters, layout and codec as a label, bits of a stored value, columns that
         share a scale or values that share an index.
+    also : Work or None
+        Another product whose result is added.
     """
 
     nbytes: float
@@ -36,6 +38,7 @@ class Work:
     stored: str
     bits: int
     unit: int
+    also: Work | None = None
 
 
 def label_of(scheme: Scheme) -> str:

@@ -153,7 +153,7 @@ def _check(sparsity: float | None, threshold: float | None, grid: Scheme | None,
 def _weights(name: str, w: Any) -> Weights:
     if isinstance(w, CompactArray):
         w = w.to_dense()
-    array = w.toarray() if hasattr(w, "tocsr") else np.asarray(w)
+    array: Weights = w.toarray() if hasattr(w, "tocsr") else np.asarray(w)
     if array.dtype.kind in "iub":
         array = array.astype(np.float32)
     if array.dtype.kind != "f":
@@ -164,7 +164,7 @@ def _weights(name: str, w: Any) -> Weights:
     if bad.size:
         index = tuple(int(i) for i in np.unravel_index(bad[0], array.shape))
         raise NonFiniteError(f"{name}: expected finite values, got {array[index]} at index {index}")
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def _check_columns(name: str, w: Weights, grid: Scheme | None) -> None:

@@ -50,7 +50,8 @@ def block_energies(
         return energies
     heights = np.minimum(height, rows - np.arange(0, rows, height))
     widths = np.minimum(width, cols - lefts)
-    return energies / (heights[:, None] * widths)
+    energies /= heights[:, None] * widths
+    return energies
 
 
 def spread(kept: NDArray[np.bool_], blocksize: tuple[int, int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
