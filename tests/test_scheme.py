@@ -51,7 +51,7 @@ def test_what_is_implied_is_not_printed(text: str, short: str) -> None:
         ("csr+int4", "csr stores float32 or int8, not int4"),
         ("csr+int8-g32", "one symmetric scale per row"),
         ("csr+int8-asym", "csr is symmetric"),
-        ("csr+int8-min", "one symmetric scale per row"),
+        ("csr+int8-min", "csr is symmetric"),
         ("bsr", "neither"),
         ("bsr-0x4", "neither"),
         ("bsr-4x4x4", "neither"),
