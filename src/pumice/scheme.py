@@ -104,7 +104,7 @@ def legal_table() -> str:
         values = [str(v) if layout.values is None else layout.written(v) for v in _VALUES.values() if layout.takes(v)]
         lines.append(f"{layout.template.format(*layout.letters):<10} {', '.join(values)}")
     lines.append(f"a scheme is layout+values; dense and float32 are implied; G is a power of two >= {MIN_GROUP}")
-    lines.append("a&b is the sum of two schemes, such as int4-g128&csr")
+    lines.append("a&b is the sum of two schemes, such as int4-g128&csr; compress and convert also take auto")
     return "\n".join(lines)
 
 
@@ -176,6 +176,8 @@ class Scheme:
     def __str__(self) -> str:
         if self.terms:
             return "&".join(map(str, self.terms))
+        if self.layout == "auto":
+            return "auto"
         layout = _LAYOUTS[self.layout].template.format(*self.numbers)
         group = "" if self.group is None else f"-g{self.group}"
         values = self.values + group + "".join(f"-{flag}" for flag in self.flags)
@@ -198,7 +200,16 @@ class Scheme:
         >>> Scheme.parse("bsr-16x4+int8").pattern
         Pattern(blocksize=(16, 4), kept=None)
         """
-        return None if self.terms else _LAYOUTS[self.layout].pattern(self.numbers)
+        return None if self.layout not in _LAYOUTS else _LAYOUTS[self.layout].pattern(self.numbers)
+
+
+AUTO = Scheme("auto")
+"""Not a scheme but a request for one: what compress and convert make of the text "auto"."""
+
+
+def parse_request(text: str | Scheme) -> Scheme:
+    """`Scheme.parse`, and `AUTO` for ``"auto"``."""
+    return AUTO if text == "auto" else Scheme.parse(text)
 
 
 def _error(text: str, why: str) -> SchemeError:

@@ -30,6 +30,8 @@ class CompactArray(ABC):
     """
 
     grammar: ClassVar[LayoutGrammar]
+    choice: Any = None
+    """Why it has its scheme, if ``"auto"`` chose it: a `pumice.choice.Choice`. Not written to files."""
     __array_priority__ = 20.0  # `scipy_sparse @ w` and the like come here
     __hash__ = object.__hash__
 
@@ -342,6 +344,10 @@ class Transposed(CompactArray):
     @property
     def T(self) -> CompactArray:  # type: ignore[override]
         return self._base
+
+    @property
+    def choice(self) -> Any:
+        return self._base.choice
 
     @classmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:
