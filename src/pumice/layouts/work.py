@@ -42,15 +42,16 @@ class Work:
 
 
 def label_of(scheme: Scheme) -> str:
-    """Layout and codec, without their options.
+    """Layout and codec, without the codec's options.
 
     Examples
     --------
     >>> import pumice
-    >>> label_of(Scheme.parse("int4-g128"))
-    'dense int4'
+    >>> label_of(Scheme.parse("int4-g128")), label_of(Scheme.parse("bsr-4x4+int8"))
+    ('dense int4', 'bsr-4x4 int8')
     """
-    return f"{scheme.layout} {scheme.values}"
+    layout = str(Scheme(scheme.layout, scheme.numbers)) if scheme.numbers else scheme.layout
+    return f"{layout} {scheme.values}"
 
 
 def steps_of(kernel: str | None, stored: float, size: int, batch: int) -> tuple[Step, ...]:
