@@ -28,7 +28,7 @@ from pumice.timing import COLD_BYTES, once
 from pumice.values.base import F32, matrix_shape
 
 PLAIN = "float32"  # what NumPy computes with
-DENSE = ("int4-g128", "int4-g32", "int8", "float16", "bfloat16", PLAIN)
+DENSE = ("int4-g128", "int4-g32", "int8", "int8-g128", "float16", "bfloat16", PLAIN)
 ALWAYS_SHOWN = ("int4-g128", "int8", PLAIN)
 SPARSE_VALUES = ("float32", "float16", "bfloat16", "int8", "int4-g128", "int4")
 BLOCKSIZES = ((16, 1), (8, 1), (16, 4), (8, 4), (4, 4), (16, 16), (32, 32))

@@ -23,7 +23,7 @@ from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
 from pumice.layouts import LAYOUTS
 from pumice.ops import compress
-from pumice.recipe import Choice, Recipe
+from pumice.recipe import Recipe, Treatment
 from pumice.report import Report, TensorReport
 from pumice.scheme import AUTO, Scheme
 from pumice.values.base import F32
@@ -174,7 +174,7 @@ class _Tally:
             self.progress(name, self.done, self.total)
 
 
-def _settled(reader: Reader, name: str, info: TensorInfo, choice: Choice, request: Request) -> Choice:
+def _settled(reader: Reader, name: str, info: TensorInfo, choice: Treatment, request: Request) -> Treatment:
     """The choice with a scheme in the place of `AUTO`, made in passes over row panels."""
     if choice.scheme != AUTO:
         return choice
@@ -198,7 +198,7 @@ class _WiderScales(Exception):
 
 
 def _convert_one(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
 ) -> tuple[TensorReport, TensorInfo]:
     if choice.scheme is None or (info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
         return _copy(reader, writer, name, info, choice, tally)
@@ -215,7 +215,7 @@ def _convert_one(
 
 
 def _copy(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
 ) -> tuple[TensorReport, TensorInfo]:
     writer.begin(name, info)
     if info.compact:
@@ -228,7 +228,7 @@ def _copy(
 
 
 def _encode(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally, scale_dtype: Any
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally, scale_dtype: Any
 ) -> tuple[TensorReport, TensorInfo]:
     scheme = choice.scheme
     assert scheme is not None
@@ -301,7 +301,7 @@ def _finite(chunk: Any, start: int, in_axis: int) -> Any:
     return chunk
 
 
-def _forecast(name: str, info: TensorInfo, choice: Choice) -> TensorReport:
+def _forecast(name: str, info: TensorInfo, choice: Treatment) -> TensorReport:
     if choice.scheme is None:
         return TensorReport(name, info.shape, info.dtype, info.nbytes, info.nbytes, why=choice.why)
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]

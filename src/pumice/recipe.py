@@ -42,7 +42,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Treatment:
     """What happens to one tensor: a scheme (None: it is copied byte for byte; `AUTO`: the best for it), and why."""
 
     scheme: Scheme | None
@@ -133,7 +133,7 @@ class Recipe:
             group_size_fallback=group_size_fallback or self.group_size_fallback,
         )
 
-    def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Choice]:
+    def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Treatment]:
         """What happens to each tensor. Raises RecipeError for a pattern that finds none."""
         for rule in self.rules:
             candidates = [n for n, info in infos.items() if rule.scheme is None or _is_weight(info)]
@@ -141,23 +141,23 @@ class Recipe:
                 raise RecipeError(_nothing_found(rule, candidates))
         return {name: self._fitted(name, info, self._choice(name, info)) for name, info in infos.items()}
 
-    def _choice(self, name: str, info: TensorInfo) -> Choice:
+    def _choice(self, name: str, info: TensorInfo) -> Treatment:
         if not _is_weight(info):
-            return Choice(None, f"{len(info.shape)}-D {info.dtype}")
+            return Treatment(None, f"{len(info.shape)}-D {info.dtype}")
         for rule in self.rules:
             if rule.finds(name):
-                return Choice(rule.scheme, f"{rule.origin} {rule.match!r}", rule.in_axis)
+                return Treatment(rule.scheme, f"{rule.origin} {rule.match!r}", rule.in_axis)
         if self.scheme is None or not name.endswith("weight"):
-            return Choice(None, "no rule")
+            return Treatment(None, "no rule")
         if STAYS.search(name):
-            return Choice(None, "norm or router")
+            return Treatment(None, "norm or router")
         if EMBEDDING.search(name) and (self.scheme == AUTO or codec_of(self.scheme).bits <= 8):
-            return Choice(None if self.keep_embeddings else EMBEDDING_SCHEME, "embedding")
+            return Treatment(None if self.keep_embeddings else EMBEDDING_SCHEME, "embedding")
         if EMBEDDING.search(name) and (self.keep_embeddings or not self.scheme.dense):
-            return Choice(None, "embedding")
-        return Choice(self.scheme, "default")
+            return Treatment(None, "embedding")
+        return Treatment(self.scheme, "default")
 
-    def _fitted(self, name: str, info: TensorInfo, choice: Choice) -> Choice:
+    def _fitted(self, name: str, info: TensorInfo, choice: Treatment) -> Treatment:
         """The choice with a group that fits the columns, as `group_size_fallback` says."""
         scheme, fallback = choice.scheme, self.group_size_fallback
         if scheme is None or scheme.group is None or fallback is None:
