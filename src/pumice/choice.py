@@ -302,7 +302,7 @@ def choose(shape: tuple[int, ...], panels: Panels, request: Request, profile: Pr
         if len(good) >= (TIMED if request.measure else 1):
             break
     if request.measure:
-        seconds = _measure(good, shape, panels, request)
+        seconds = time_products(good, panels, request)
         ranked = [replace(c, seconds=seconds.get(c.scheme)) for c in ranked]
     best = min((c for c in ranked if c.scheme in good), key=lambda c: c.rank(request.objective))
     ranked.sort(key=lambda c: (c is not best, c.rank(request.objective)))
@@ -351,7 +351,7 @@ def measure_error(values: str, panels: Iterable[F32], energy: float, limit: floa
     return math.sqrt(noise / energy) if energy else 0.0
 
 
-def _measure(schemes: list[str], shape: tuple[int, ...], panels: Panels, request: Request) -> dict[str, float]:
+def time_products(schemes: Iterable[str], panels: Panels, request: Request) -> dict[str, float]:
     """Median seconds of products with a few schemes in turns, weights from DRAM."""
     whole = np.concatenate(list(panels()))
     arrays: dict[str, CompactArray] = {}
@@ -359,7 +359,7 @@ def _measure(schemes: list[str], shape: tuple[int, ...], panels: Panels, request
         scheme = Scheme.parse(text)
         arrays[text] = LAYOUTS[scheme.layout].encode(whole, scheme, whole.shape)
     x, evict = np.ones((request.batch, whole.shape[1]), np.float32), np.ones(COLD_BYTES // 8)
-    runs: dict[str, list[float]] = {text: [] for text in schemes}
+    runs: dict[str, list[float]] = {text: [] for text in arrays}
     for i in range(ROUNDS + 1):
         for text, array in arrays.items():
             evict.sum()
