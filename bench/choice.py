@@ -1,8 +1,8 @@
 """How good "auto" is: its choice beside the best of all candidates, measured: ``python bench/choice.py [--calibrate]``.
 
 On one thread, objective "speed", weights from DRAM. Candidates that keep within the error are timed in turns, but for
-those that the model expects to take `HOPELESS` times as long as its favourite. Prints a line a case, and in how many the
-choice takes at most 10 % longer than the best.
+those that the model expects to take `HOPELESS` times as long as its favourite. Prints a line a case, and in how many
+the choice takes at most 10 % longer than the best.
 """
 
 from __future__ import annotations
