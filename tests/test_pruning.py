@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import pumice as pm
-from pumice.layouts import LAYOUTS
-from pumice.scheme import legal_table
 
-has_nm = pytest.mark.skipif("N:M" not in legal_table(), reason="N:M has not landed")
 W = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
 small = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(-3, 3).map(float))
 
@@ -91,18 +88,10 @@ def test_a_compact_array_is_decoded_first() -> None:
         ({"threshold": -1.0}, "threshold: expected a finite number >= 0"),
         ({"sparsity": 0.5, "method": "magic"}, "method: expected one of magnitude"),
         ({"sparsity": 0.5, "scope": "block"}, "scope: expected one of layer, row, global"),
-        pytest.param(
-            {"pattern": "2:4", "sparsity": 0.7},
-            "sparsity: expected None or 0.5, which 2:4 fixes, got 0.7",
-            marks=has_nm,
-        ),
-        pytest.param(
-            {"pattern": "2:4", "threshold": 0.7}, "pattern: expected neither threshold nor scope with 2:4", marks=has_nm
-        ),
-        pytest.param(
-            {"pattern": "2:4", "scope": "row"}, "pattern: expected neither threshold nor scope with 2:4", marks=has_nm
-        ),
-        pytest.param({"pattern": "2:4"}, "w: expected columns in multiples of 4 for 2:4, got 10", marks=has_nm),
+        ({"pattern": "2:4", "sparsity": 0.7}, "sparsity: expected None or 0.5, which 2:4 fixes, got 0.7"),
+        ({"pattern": "2:4", "threshold": 0.7}, "pattern: expected neither threshold nor scope with 2:4"),
+        ({"pattern": "2:4", "scope": "row"}, "pattern: expected neither threshold nor scope with 2:4"),
+        ({"pattern": "2:4"}, "w: expected columns in multiples of 4 for 2:4, got 10"),
         ({"pattern": "bsr-4x4"}, "sparsity: expected it or threshold"),
         ({"pattern": "csr", "sparsity": 0.5}, "pattern: expected a layout with one, such as '2:4' or 'bsr-16x4'"),
         ({"pattern": "4x4", "sparsity": 0.5}, "'4x4' is neither a layout"),
@@ -122,7 +111,7 @@ def test_non_finite_weights_are_named_with_their_member_and_index() -> None:
 
 # Patterns.
 
-NM = [pytest.param(text, marks=has_nm) for text in ("2:4", "4:8", "1:4", "8:16")]
+NM = ("2:4", "4:8", "1:4", "8:16")
 blocks = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
@@ -178,8 +167,6 @@ def test_what_a_block_pattern_leaves_is_stored_in_full_blocks(pattern: str) -> N
 
 @pytest.mark.parametrize("pattern", NM)
 def test_what_n_of_m_leaves_is_stored_as_that(pattern: str) -> None:
-    if "N:M" not in LAYOUTS:
-        pytest.skip("N:M has not landed")
     for values in ("", "+int8", "+int4-g64"):
         w = pm.prune(np.random.default_rng(4).standard_normal((6, 64)), pattern=pattern)
         assert pm.compress(w, pattern + values).scheme == pattern + values
@@ -198,8 +185,6 @@ def test_what_n_of_m_leaves_is_stored_as_that(pattern: str) -> None:
 def test_a_normal_matrix_keeps_as_much_as_theory_says(
     pattern: str | None, sparsity: float | None, magnitude: float, energy: float
 ) -> None:
-    if sparsity is None and "N:M" not in legal_table():
-        pytest.skip("N:M has not landed")
     w = np.random.default_rng(5).standard_normal((512, 1024))
     pruned = pm.prune(w, sparsity, pattern=pattern)
     assert np.abs(pruned).sum() / np.abs(w).sum() == pytest.approx(magnitude, abs=0.01)

@@ -85,7 +85,8 @@ class Candidate:
     Attributes
     ----------
     nbytes : int
-        Exact for float values; for integers, whose codes may be 0 where the weight is not, at most this.
+        Exact for float values; for integers, whose codes may be 0 where the weight is not, at most this (but for half a
+        byte a row of int4 in a bitmask).
     expected : Estimate or None
         Of a product with weights from DRAM; None where the profile does not know the kernel.
     seconds : float or None

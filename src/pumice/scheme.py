@@ -7,6 +7,7 @@ module knows no layout and no codec by name: they declare their grammar with `re
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pumice.errors import SchemeError
@@ -49,8 +50,8 @@ class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
     `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table and say
-    what they mean: R rows by C columns of a block, N kept of every M. `values` None means every codec with all its
-    options; else the codecs listed, of whose options only ``-gG``, if `group`.
+    what they mean: R rows by C columns of a block, N kept of every M; `illegal` says why some are not legal. `values`
+    None means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class LayoutGrammar:
     letters: tuple[str, ...] = ()
     values: tuple[str, ...] | None = None
     group: bool = False
+    illegal: Callable[[tuple[int, ...]], str | None] | None = None
 
     @property
     def numbers(self) -> int:
@@ -159,7 +161,9 @@ class Scheme:
             raise _error(text, f"{left!r} is not a layout")
         name, numbers = layout or ("dense", ())
         if layout is not None and not plus:
-            return cls(name, numbers)
+            scheme = cls(name, numbers)
+            _check(text, scheme)
+            return scheme
         values, group, flags = _parse_values(text, right if plus else left)
         scheme = cls(name, numbers, values, group, flags)
         _check(text, scheme)
@@ -253,6 +257,9 @@ def _parse_values(whole: str, text: str) -> tuple[str, int | None, tuple[str, ..
 
 def _check(text: str, scheme: Scheme) -> None:
     layout = _LAYOUTS[scheme.layout]
+    why = layout.illegal(scheme.numbers) if layout.illegal else None
+    if why:
+        raise _error(text, why)
     if layout.values is None:
         return
     if scheme.values not in layout.values:

@@ -6,13 +6,13 @@ import os
 import numpy as np
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from pumice._core cimport cpp
 
 cdef dict MODES = {"int16": <int>cpp.Activations.kInt16, "int8": <int>cpp.Activations.kInt8,
                    "float32": <int>cpp.Activations.kFloat32}
-cdef int64_t PANEL = 16
+cdef int64_t PANEL = 16, DATA_PADDING = 64
 
 
 def isas():
@@ -279,6 +279,7 @@ cdef class DenseInt(Weights):
         if minima is not None and minima.dtype != scales.dtype:
             raise ValueError(f"minima: expected {scales.dtype} as scales, got {minima.dtype}")
         self.w.rows, self.w.cols, self.w.group, self.w.bits, self.w.flip = rows, cols, g.group, bits, xor
+        self.w.zero = 0 if minima is not None else 1 << (bits - 1)
         self.w.half_scales, self.w.prepacked = scales.dtype == np.float16, prepacked
         self.rows, self.cols = rows, cols
         self.codes = codes.reshape(-1)
@@ -320,6 +321,9 @@ cdef class DenseHalf(Weights):
 
     cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
         return cpp.matmul_dense_half(self.w, io)
+
+
+include "bitmask.pxi"
 
 
 include "bsr.pxi"
