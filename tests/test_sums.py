@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pumice as pm
+from pumice import reference
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.layouts.sums import find_outliers
 from pumice.scheme import Scheme
@@ -21,7 +22,7 @@ W = RNG.standard_normal((48, 256)).astype(np.float32)
 W[RNG.random(W.shape) < 0.004] *= 20
 X = RNG.standard_normal((5, 256)).astype(np.float32)
 DENSE, OUTLIERS = pm.compress(W, "int4-g128"), pm.compress(np.where(np.abs(W) > 4, W, 0), "csr")
-SCHEMES = ["int4-g128&csr", "int4&csr+int8", "int8-min&bsr-4x4", "float16&csr"]
+SCHEMES = ["int4-g128&csr", "int4&csr+int8", "int8-min&bsr-4x4", "float16&csr", "int4-g128&bitmask+int8"]
 
 
 def test_weights_and_products_are_the_sums_of_both_the_bias_counts_once() -> None:
@@ -109,6 +110,21 @@ def test_exactly_the_floor_of_the_share_of_a_band_is_split_off_the_largest_besid
         assert stored[band].sum() == count
         assert set(np.flatnonzero(stored[band])) == set(np.argsort(-score, axis=None, kind="stable")[:count])
     np.testing.assert_array_equal(w.to_dense()[stored], W[stored])  # the first term is 0 there
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES[:4], "int8-g16-asym&csr", "float32&csr"])
+def test_production_agrees_with_the_reference(scheme: str) -> None:
+    w, parsed = np.ascontiguousarray(W[:40, :150]), Scheme.parse(scheme)
+    parts, array = reference.encode(w.copy(), parsed), pm.compress(w, scheme)
+    assert list(array.parts()) == list(parts)
+    for name, part in array.parts().items():
+        np.testing.assert_array_equal(part, parts[name], strict=True)
+    np.testing.assert_array_equal(array.to_dense(), reference.decode(parts, parsed, w.shape), strict=True)
+    x = np.ascontiguousarray(X[:, :150])
+    y = array.linear(x, np.arange(40.0))
+    np.testing.assert_allclose(y, reference.linear(x, parts, parsed, w.shape, np.arange(40.0)), atol=1e-3)
+    if array.second.scheme.endswith("int8"):  # both are fixed to the bit
+        np.testing.assert_array_equal(y, reference.linear(x, parts, parsed, w.shape, np.arange(40, dtype=np.float32)))
 
 
 def test_ties_go_by_their_index_and_zeros_are_no_outliers() -> None:
