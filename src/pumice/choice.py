@@ -136,6 +136,11 @@ class Choice:
     candidates: tuple[Candidate, ...]
     profile: str
 
+    def with_size(self, nbytes: int) -> Choice:
+        """This choice with the exact bytes of the chosen scheme."""
+        first, *others = self.candidates
+        return replace(self, candidates=(replace(first, nbytes=nbytes), *others))
+
     def __str__(self) -> str:
         r, plain = self.request, next(c for c in self.candidates if c.scheme == PLAIN)
         rows = [("chosen from", "bytes", "ms", "x float32", "error")]

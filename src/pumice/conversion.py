@@ -23,6 +23,7 @@ from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
 from pumice.layouts import LAYOUTS
 from pumice.ops import compress
+from pumice.profile import Profile, load_profile
 from pumice.recipe import Recipe, Treatment
 from pumice.report import Report, TensorReport
 from pumice.scheme import AUTO, Scheme
@@ -134,7 +135,7 @@ def convert(
         raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
     if same_file(source, target):
         raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
-    request = Request(batch, objective, max_error)
+    request, profile = Request(batch, objective, max_error), load_profile()
     with open_reader(source, io=io) as reader:
         if any(same_file(target, file) for file in reader.files) or any(
             same_file(target, f.parent) for f in reader.files
@@ -150,7 +151,7 @@ def convert(
         written: dict[str, TensorInfo] = {}
         with SafetensorsWriter(target, max_shard_size=max_shard_size, overwrite=overwrite) as writer:
             for name, info in infos.items():
-                choice = _settled(reader, name, info, choices[name], request)
+                choice = _settled(reader, name, info, choices[name], request, profile)
                 report, written[name] = _convert_one(reader, writer, name, info, choice, tally)
                 reports.append(report)
             for file in copied:
@@ -174,7 +175,9 @@ class _Tally:
             self.progress(name, self.done, self.total)
 
 
-def _settled(reader: Reader, name: str, info: TensorInfo, choice: Treatment, request: Request) -> Treatment:
+def _settled(
+    reader: Reader, name: str, info: TensorInfo, choice: Treatment, request: Request, profile: Profile
+) -> Treatment:
     """The choice with a scheme in the place of `AUTO`, made in passes over row panels."""
     if choice.scheme != AUTO:
         return choice
@@ -187,7 +190,7 @@ def _settled(reader: Reader, name: str, info: TensorInfo, choice: Treatment, req
             yield matrix.reshape(len(matrix), math.prod(stored[1:]))
 
     try:
-        scheme = choose(stored, panels, request).scheme
+        scheme = choose(stored, panels, request, profile).scheme
     except NonFiniteError as error:
         raise NonFiniteError(f"{name}: {error}") from error
     return replace(choice, scheme=Scheme.parse(scheme), why=f"{choice.why}, auto")

@@ -15,6 +15,7 @@ from pumice.layouts import LAYOUTS, CompactArray, Transposed
 from pumice.layouts.operands import as_bias, as_float32, check_out
 from pumice.members import map_weights
 from pumice.options import ACTIVATIONS, check_choice
+from pumice.profile import Profile, load_profile
 from pumice.scheme import AUTO, Scheme, parse_request
 from pumice.values.base import F32, Array
 
@@ -96,7 +97,8 @@ def compress(
         if outliers is None
         else {"scale_dtype": scale_dtype, "outliers": _share(outliers, parsed)}
     )
-    how = _How(parsed, Request(batch, objective, max_error, measure), nonfinite, options)
+    request, profile = Request(batch, objective, max_error, measure), load_profile() if parsed == AUTO else None
+    how = _How(parsed, request, profile, nonfinite, options)
     return map_weights(w, lambda name, w: _compress(name, w, how, in_axis))
 
 
@@ -106,6 +108,7 @@ class _How:
 
     scheme: Scheme
     request: Request
+    profile: Profile | None
     nonfinite: str
     options: dict[str, Any]
 
@@ -148,10 +151,10 @@ def _compress(name: str, w: Any, how: _How, in_axis: int) -> CompactArray:
     matrix, shape = _finite_matrix(name, w, how.nonfinite)
     if how.scheme != AUTO:
         return LAYOUTS[how.scheme.layout].encode(matrix, how.scheme, shape, **how.options)
-    choice = choose(shape, panels_of(matrix), how.request)
+    choice = choose(shape, panels_of(matrix), how.request, how.profile)
     scheme = Scheme.parse(choice.scheme)
     array = LAYOUTS[scheme.layout].encode(matrix, scheme, shape, **how.options)
-    array.choice = choice
+    array.choice = choice.with_size(array.nbytes)
     return array
 
 
@@ -183,6 +186,7 @@ def _compress_sparse(name: str, matrix: Any, how: _How) -> CompactArray:
             matrix.shape,
             lambda: (_finite_matrix(name, matrix[i : i + step].toarray(), how.nonfinite)[0] for i in starts),
             how.request,
+            how.profile,
         )
         how = replace(how, scheme=Scheme.parse(choice.scheme))
     layout = LAYOUTS[how.scheme.layout]
@@ -190,7 +194,7 @@ def _compress_sparse(name: str, matrix: Any, how: _How) -> CompactArray:
     step = max(1, PANEL_WEIGHTS // max(cols, 1) // unit) * unit
     panels = [_compress(name, matrix[i : i + step].toarray(), how, 1) for i in range(0, max(rows, 1), step)]
     array = panels[0] if len(panels) == 1 else layout.stack(panels, matrix.shape)
-    array.choice = choice
+    array.choice = None if choice is None else choice.with_size(array.nbytes)
     return array
 
 
