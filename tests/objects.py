@@ -50,6 +50,11 @@ def baseline_sources() -> list[Path]:
     return sorted(path for folder in folders for path in (CSRC / folder).glob("*.cpp"))
 
 
+def object_name(source: Path) -> str:
+    """Of a baseline file: two folders have a file for each family."""
+    return f"{source.parent.name}-{source.stem}"
+
+
 def run(*command: str | Path) -> str:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -80,7 +85,7 @@ def build_objects(folder: Path) -> dict[str, Path]:
         except AssertionError as error:  # CMake leaves that ISA out
             pytest.skip(f"the compiler cannot build {isa}: {error}")
     jobs = [(isa, CSRC / "isa" / f"{isa}.cpp", [*flags, "-O0"]) for isa, flags in isas.items()]
-    jobs += [(path.stem, path, ["-O2"]) for path in baseline_sources()]
+    jobs += [(object_name(path), path, ["-O2"]) for path in baseline_sources()]
     with ThreadPoolExecutor(2) as pool:
         built = pool.map(lambda job: compile_object(job[1], job[2], folder / f"{job[0]}.o"), jobs)
         return dict(zip((name for name, *_ in jobs), built, strict=True))

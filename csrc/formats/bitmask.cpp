@@ -63,9 +63,10 @@ void for_places(const uint8_t* row, int64_t cols, const Use& use) noexcept {
   }
 }
 
-template <class T>
+// A zero that N:M stores is +0.
+template <class T, T kSign>
 void gather_row(const T* values, const uint8_t* row, int64_t cols, T* out) noexcept {
-  for_places(row, cols, [&](int64_t c) { *out++ = values[c]; });
+  for_places(row, cols, [&](int64_t c) { *out++ = values[c] == kSign ? T{0} : values[c]; });
 }
 
 void gather_nibbles(const int8_t* values, const uint8_t* row, int64_t cols, uint8_t* out) noexcept {
@@ -158,11 +159,11 @@ void gather(const void* values, const Bitmask& w, int64_t begin, int64_t end, vo
     if (w.values == Values::kInt4) {
       gather_nibbles(static_cast<const int8_t*>(values) + from, row, w.cols, static_cast<uint8_t*>(data) + to);
     } else if (w.values == Values::kInt8) {
-      gather_row(static_cast<const uint8_t*>(values) + from, row, w.cols, static_cast<uint8_t*>(data) + to);
+      gather_row<uint8_t, 0>(static_cast<const uint8_t*>(values) + from, row, w.cols, static_cast<uint8_t*>(data) + to);
     } else if (w.values == Values::kFloat32) {
-      gather_row(static_cast<const uint32_t*>(values) + from, row, w.cols, static_cast<uint32_t*>(data) + to);
+      gather_row<uint32_t, 0x80000000u>(static_cast<const uint32_t*>(values) + from, row, w.cols, static_cast<uint32_t*>(data) + to);
     } else {
-      gather_row(static_cast<const uint16_t*>(values) + from, row, w.cols, static_cast<uint16_t*>(data) + to);
+      gather_row<uint16_t, 0x8000u>(static_cast<const uint16_t*>(values) + from, row, w.cols, static_cast<uint16_t*>(data) + to);
     }
   }
 }

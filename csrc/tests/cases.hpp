@@ -93,6 +93,7 @@ struct Dense {
 
   Dense(Random& random, const DenseInt& like, Offsets offsets) : shape(like), groups(groups_of(like)) {
     const int64_t rows = shape.rows, cols = shape.cols, count = rows * groups;
+    shape.zero = offsets == Offsets::kMinima ? 0 : 1 << (shape.bits - 1);
     codes = filled<uint8_t>(rows * cols);
     for (uint8_t& code : codes) code = static_cast<uint8_t>(random.below(1 << shape.bits));
     for (int64_t i = 0; i < count; ++i) {

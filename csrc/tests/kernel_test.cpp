@@ -165,7 +165,7 @@ void dense_ints() {
         const uint8_t flip = bits == 8 && shape % 2 ? 0x80 : 0;
         const bool half = variant & 1;
         const auto offsets = Offsets(variant / 2 % 3);
-        check_dense(random, {nullptr, nullptr, nullptr, rows, cols, group ? group : cols, bits, flip, half, false}, offsets);
+        check_dense(random, {nullptr, nullptr, nullptr, rows, cols, group ? group : cols, bits, 0, flip, half, false}, offsets);
       }
     }
   }
@@ -200,7 +200,7 @@ void dense_halves() {
 // The dense int8 weights of the same codes, which must give the same bits.
 Dense dense_of(Random& random, const Sparse<int8_t>& w) {
   const int64_t rows = w.shape.rows, cols = w.shape.cols;
-  Dense dense(random, {nullptr, nullptr, nullptr, rows, cols, cols, 8, 0, false, false}, Offsets::kNone);
+  Dense dense(random, {nullptr, nullptr, nullptr, rows, cols, cols, 8, 0, 0, false, false}, Offsets::kNone);
   for (size_t i = 0; i < w.whole.size(); ++i) dense.codes[i] = static_cast<uint8_t>(w.whole[i] + 128);
   formats::pack(dense.codes.data(), cols, 8, 0, rows, dense.packed.data());
   dense.scales = w.scales;
@@ -241,6 +241,114 @@ void block_sparse() {
         check_bsr(random, {nullptr, nullptr, nullptr, nullptr, rows, cols, block[0], block[1], wide});
       }
     }
+  }
+}
+
+// Codes at the places of a bitmask, in both forms, and the dense codes of 8 bits that they stand for: one set of bits.
+void check_masked(Random& random, int64_t rows, int64_t cols, int64_t group, int bits, int density) {
+  const std::string what = "bitmask int" + std::to_string(bits) + text("rows", rows) + text("cols", cols) + text("group", group) +
+                           text("density", density);
+  auto values = filled<int8_t>(rows * cols);
+  for (int8_t& v : values) {
+    if (random.below(100) < density) v = static_cast<int8_t>(random.below(1 << bits) - (1 << (bits - 1)));
+  }
+  const Values type = bits == 8 ? Values::kInt8 : Values::kInt4;
+  const int64_t panels = ceil_div(rows, kPanelRows);
+  auto bitmask = filled<uint8_t>(rows * formats::mask_bytes(cols));
+  auto counts = filled<int64_t>(rows), offsets = filled<int64_t>(rows + 1), starts = filled<int64_t>(panels + 1);
+  api::find_places(values.data(), type, rows, cols, 0, 1, bitmask.data(), counts.data());
+  for (int64_t r = 0; r < rows; ++r) offsets[r + 1] = offsets[r] + formats::row_entries(counts[r], type);
+  auto data = filled<uint8_t>(offsets[rows]);
+  Bitmask w{bitmask.data(), data.data(), offsets.data(), rows, cols, type};
+  api::gather(values.data(), w, data.data());
+  auto masks = filled<uint64_t>(panels * formats::mask_steps(cols));
+  auto sizes = filled<int64_t>(panels);
+  api::panel_masks(w, masks.data(), sizes.data());
+  for (int64_t p = 0; p < panels; ++p) starts[p + 1] = starts[p] + sizes[p];
+  auto packed = filled<uint8_t>(starts[panels] + kDataPadding);
+  if (api::panel_data(w, masks.data(), starts.data(), packed.data()) != Status::kOk) fail(what + ": no memory");
+
+  // Of the same codes: dense, with the zero of narrow ones moved to 128, which changes no difference.
+  Dense dense(random, {nullptr, nullptr, nullptr, rows, cols, group, 8, 0, 0, false, false}, Offsets::kNone);
+  for (size_t i = 0; i < values.size(); ++i) dense.codes[i] = static_cast<uint8_t>(values[i] + 128);
+  formats::pack(dense.codes.data(), cols, 8, 0, rows, dense.packed.data());
+  DenseInt canonical = dense.view(false), shape = dense.view(true);
+  shape.codes = nullptr;
+  canonical.zero = shape.zero = 1 << (bits - 1);
+  const MaskedInt panel_form{shape, masks.data(), packed.data(), starts.data(), bits};
+
+  auto again = filled<uint8_t>(rows * formats::mask_bytes(cols));
+  api::row_masks(masks.data(), rows, cols, 0, panels, again.data(), counts.data());
+  auto stored = filled<uint8_t>(offsets[rows]);
+  if (api::row_data(panel_form, w, 0, panels, stored.data()) != Status::kOk || again != bitmask || stored != data) {
+    fail(what + ": the canonical form did not return");
+  }
+  const auto bias = some_bias(random, rows);
+  const auto wild = activations(random, kMostRows, cols, true), tame = activations(random, kMostRows, cols, false);
+  for (int mode = 0; mode < 2; ++mode) {
+    const auto y = same_bits_everywhere(what + " " + kModes[mode], rows, 3, [&](float* out, int64_t batch, int variant) {
+      const Operands io{wild.data(), out, bias.data(), batch};
+      if (variant == 0) return api::matmul_dense_int(dense.view(false), io, Activations(mode));
+      return variant == 1 ? api::matmul_masked_int(panel_form, io, Activations(mode))
+                          : api::matmul_bitmask(w, &canonical, io, Activations(mode));
+    });
+    digest("bitmask int" + std::to_string(bits) + " " + kModes[mode], y.data(), kMostRows * rows);
+  }
+  bounded_everywhere(
+      what + " float32", rows, cols, dense.groups, tame, bias.data(), 2,
+      [&](int64_t r, int64_t k) { return dense.decoded(r, k); }, [&](int64_t r, int64_t k) { return dense.size(r, k); },
+      [&](float* out, int64_t batch, int variant) {
+        const Operands io{tame.data(), out, bias.data(), batch};
+        return variant ? api::matmul_masked_int(panel_form, io, Activations::kFloat32)
+                       : api::matmul_bitmask(w, &canonical, io, Activations::kFloat32);
+      });
+}
+
+// Floats at the places of a bitmask.
+void check_masked_floats(Random& random, int64_t rows, int64_t cols, Values type) {
+  auto weights = filled<float>(rows * cols);
+  auto halves = filled<uint16_t>(rows * cols);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (random.below(2)) continue;
+    halves[i] = half_bits(random);
+    weights[i] = type == Values::kFloat16 ? static_cast<float>(half_value(halves[i])) : random.value();
+    uint32_t bits;
+    std::memcpy(&bits, &weights[i], 4);
+    if (type == Values::kBfloat16) {
+      halves[i] = static_cast<uint16_t>(bits >> 16);
+      bits &= 0xffff0000u;
+      std::memcpy(&weights[i], &bits, 4);
+    }
+  }
+  const void* values = type == Values::kFloat32 ? static_cast<const void*>(weights.data()) : halves.data();
+  auto bitmask = filled<uint8_t>(rows * formats::mask_bytes(cols));
+  auto counts = filled<int64_t>(rows), offsets = filled<int64_t>(rows + 1);
+  api::find_places(values, type, rows, cols, 0, 1, bitmask.data(), counts.data());
+  for (int64_t r = 0; r < rows; ++r) offsets[r + 1] = offsets[r] + counts[r];
+  auto data = filled<uint8_t>(offsets[rows] * formats::value_bytes(type));
+  const Bitmask w{bitmask.data(), data.data(), offsets.data(), rows, cols, type};
+  api::gather(values, w, data.data());
+  const auto bias = some_bias(random, rows);
+  const auto x = activations(random, kMostRows, cols, false);
+  const auto weight = [&](int64_t r, int64_t k) { return double{weights[static_cast<size_t>(r * cols + k)]}; };
+  bounded_everywhere(
+      "bitmask floats" + text("type", static_cast<int>(type)) + text("rows", rows) + text("cols", cols), rows, cols, 1, x, bias.data(),
+      1, weight, [&](int64_t r, int64_t k) { return std::fabs(weight(r, k)); },
+      [&](float* out, int64_t batch, int) {
+        return api::matmul_bitmask(w, nullptr, {x.data(), out, bias.data(), batch}, Activations::kFloat32);
+      });
+}
+
+void bitmasks() {
+  Random random(6);
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {5, 17}, {33, 130}, {47, 300}}) {
+    for (int density : {0, 40, 100}) {
+      for (int bits : {4, 8}) {
+        check_masked(random, rows, cols, cols, bits, density);
+        check_masked(random, rows, cols, 16, bits, density);
+      }
+    }
+    for (Values type : {Values::kFloat32, Values::kFloat16, Values::kBfloat16}) check_masked_floats(random, rows, cols, type);
   }
 }
 
@@ -296,7 +404,7 @@ void formats_round_trip() {
     for (int64_t cols : {1, 31, 128, 300}) {
       for (Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kMinima}) {
         constexpr int64_t kRows = 19;
-        const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, 32, bits, 0, false, false}, offsets);
+        const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, 32, bits, 0, 0, false, false}, offsets);
         const formats::Groups g{cols, 32, w.groups, bits};
         const uint8_t* zeros = w.zeros.empty() ? nullptr : w.zeros.data();
         const float* minima = w.minima.empty() ? nullptr : w.minima.data();
@@ -348,6 +456,7 @@ int main(int argc, char** argv) {
   dense_ints();
   dense_halves();
   block_sparse();
+  bitmasks();
   if (print) {
     for (const Digest& each : digests) {
       std::printf("{\"%s\", 0x%016llxu},\n", each.family.c_str(), static_cast<unsigned long long>(each.value));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from pumice.scheme import SUM, Scheme
 from pumice.values import CODECS
 
 GROUPS = (None, 16, 32, 128, 256)
-NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (3, 5), (16, 1)]}
+SPARSE_GROUPS = (None, 16, 128)
+NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (2, 4), (3, 5), (16, 1)]}
 
 # Around a panel (16 rows), a vector (8 and 16 lanes), a word of nibbles (8), a block of x (128) and a group.
 SHAPES = [
@@ -34,14 +36,51 @@ def schemes() -> list[str]:
         if grammar.name == SUM:
             continue  # tests/test_sums.py
         for numbers in NUMBERS[grammar.numbers]:
+            if grammar.illegal and grammar.illegal(numbers):
+                continue
             chosen = CODECS if grammar.values is None else grammar.values
             for name in chosen:
                 free = grammar.values is None
-                groups = GROUPS if free and CODECS[name].group else (None,)
+                groups = (
+                    (GROUPS if free else SPARSE_GROUPS) if CODECS[name].group and (free or grammar.group) else (None,)
+                )
                 options = [(), *((flag,) for flag in CODECS[name].flags)] if free else [()]
                 found += [str(Scheme(grammar.name, numbers, name, group, some)) for group in groups for some in options]
     assert len(found) == len(set(found)) >= len(LAYOUTS) - 1 + len(CODECS)
     return found
+
+
+def row_step(scheme: Scheme) -> int:
+    """Rows may be cut at multiples of this."""
+    return scheme.numbers[0] if scheme.layout == "bsr" else 1
+
+
+def column_step(scheme: Scheme) -> int:
+    """Columns may be cut at multiples of this."""
+    return lcm(scheme.group or 1, scheme.numbers[1] if scheme.numbers else 1)
+
+
+def fitted(scheme: str, cols: int) -> int:
+    """`cols`, or as few more as the layout needs: N:M stores whole patterns."""
+    parsed = Scheme.parse(scheme)
+    return -(-cols // parsed.numbers[1]) * parsed.numbers[1] if parsed.layout == "nm" else cols
+
+
+def shapes(scheme: str, some: list[tuple[int, int]] = SHAPES) -> list[tuple[int, int]]:
+    """Shapes that the layout can have."""
+    return list(dict.fromkeys((rows, fitted(scheme, cols)) for rows, cols in some))
+
+
+def fitting(scheme: str, kind: str, rows: int, cols: int) -> np.ndarray:
+    """`weights` with no more values than the layout stores: N of every M columns, those of largest magnitude."""
+    w, parsed = weights(kind, rows, cols), Scheme.parse(scheme)
+    if parsed.layout != "nm":
+        return w
+    kept, of = parsed.numbers
+    order = np.argsort(-np.abs(w.reshape(rows, -1, of)), axis=2, kind="stable")
+    mask = np.zeros(order.shape, bool)
+    np.put_along_axis(mask, order[:, :, :kept], True, axis=2)
+    return np.where(mask.reshape(rows, cols), w, np.float32(0))
 
 
 def seed(*parts: Any) -> np.random.Generator:
@@ -126,7 +165,7 @@ def bias_of(rows: int) -> np.ndarray:
 def expected_parts(scheme: str, kind: str, rows: int, cols: int) -> dict[str, np.ndarray] | None:
     """What the reference encodes; None where it refuses the weights."""
     try:
-        return reference.encode(weights(kind, rows, cols).copy(), Scheme.parse(scheme))
+        return reference.encode(fitting(scheme, kind, rows, cols).copy(), Scheme.parse(scheme))
     except NonFiniteError:
         return None
 

@@ -9,7 +9,7 @@ import pytest
 
 import pumice as pm
 
-from .cases import ENCODED_SHAPES, schemes, weights
+from .cases import ENCODED_SHAPES, fitted, fitting, schemes, shapes
 from .tolerances import assert_same_bits, assert_same_parts
 
 every_scheme = pytest.mark.parametrize("scheme", schemes())
@@ -17,7 +17,10 @@ every_scheme = pytest.mark.parametrize("scheme", schemes())
 
 @every_scheme
 def test_a_saved_array_is_loaded_with_the_same_parts_and_the_same_products(scheme: str) -> None:
-    arrays = {f"w{rows}x{cols}": pm.compress(weights("sparse", rows, cols), scheme) for rows, cols in ENCODED_SHAPES}
+    arrays = {
+        f"w{rows}x{cols}": pm.compress(fitting(scheme, "sparse", rows, cols), scheme)
+        for rows, cols in shapes(scheme, ENCODED_SHAPES)
+    }
     file = io.BytesIO()
     pm.save(file, arrays)
     loaded = pm.load(file.getvalue())
@@ -34,5 +37,5 @@ def test_a_saved_array_is_loaded_with_the_same_parts_and_the_same_products(schem
 def test_the_same_arrays_make_the_same_bytes(scheme: str) -> None:
     files = [io.BytesIO(), io.BytesIO()]
     for file in files:
-        pm.save(file, {"w": pm.compress(weights("edges", 33, 129), scheme)})
+        pm.save(file, {"w": pm.compress(fitting(scheme, "edges", 33, fitted(scheme, 129)), scheme)})
     assert files[0].getvalue() == files[1].getvalue()

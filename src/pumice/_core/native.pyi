@@ -114,8 +114,8 @@ def check_bsr(
 def find_places(values: NDArray[Any], name: str, kept: int = 0, of: int = 1) -> tuple[U8, NDArray[np.int64]]:
     """Bitmask (rows, ceil(cols / 8)) of what is not 0, and counts (rows,).
 
-    With `kept` exactly so many `of` every columns, the first zeros where there are fewer; -1 - column of the first that has
-    more, instead of a count.
+    With `kept` exactly so many `of` every columns, the first zeros where there are fewer; instead of a count
+    -1 - column of the first that has more.
     """
 
 def count_places(bitmask: U8, cols: int, kept: int = 0, of: int = 1) -> NDArray[np.int64]:

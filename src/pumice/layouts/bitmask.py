@@ -1,7 +1,8 @@
-"""A bit for every weight says whether it is stored; the stored values follow one another. N:M (nm.py) is the regular case."""
+"""A bit for every weight says whether it is stored; the stored values follow one another. N:M is the regular case."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -29,8 +30,8 @@ VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 class MaskedArray(CompactArray):
     """What bitmask and N:M share.
 
-    Canonical: `bitmask`, uint8 (rows, ceil(cols / 8)), bit c % 8 of byte c // 8 being column c; `data`, the values of one
-    row after the other; `scale` of integers. int4 data has two codes in a byte and begins each row with a byte.
+    Canonical: `bitmask`, uint8 (rows, ceil(cols / 8)), bit c % 8 of byte c // 8 being column c; `data`, the values of
+    one row after the other; `scale` of integers. int4 data has two codes in a byte and begins each row with a byte.
     Prepacked, integers only: masks of 16 rows x 4 columns, and the codes in the order of their bits (docs/formats.md).
     """
 
@@ -61,7 +62,7 @@ class MaskedArray(CompactArray):
 
     @classmethod
     def _encode(cls, w: F32, scheme: Scheme, scale_dtype: Any) -> Arrays | None:
-        """The canonical arrays, made panel by panel in place; None where a panel needs wider scales than the first did."""
+        """The canonical arrays, made panel by panel in place; None where one needs wider scales than the first did."""
         codec, (rows, cols) = codec_of(scheme), w.shape
         kept, of = cls.kept(scheme)
         if cols % of:
@@ -71,7 +72,7 @@ class MaskedArray(CompactArray):
         data = np.empty(native.row_offsets(most, scheme.values)[-1], codec.sparse_dtype)
         scales: list[Array] = []
         used, step = 0, max(1, PANEL_WEIGHTS // max(cols, 1))
-        for start in range(0, rows, step):
+        for start in range(0, max(rows, 1), step):
             values, some = codec.encode_sparse(w[start : start + step], scheme, scale_dtype)
             if some is not None:
                 scales.append(some)
@@ -87,7 +88,7 @@ class MaskedArray(CompactArray):
             offsets = native.row_offsets(stored, scheme.values)
             bitmask[start : start + step] = places
             out = data[used : used + offsets[-1]]
-            native.Bitmask(places, offsets, out, None, *values.shape, scheme.values).gather(values, out)
+            native.Bitmask(places, offsets, out, None, len(values), cols, scheme.values).gather(values, out)
             used += int(offsets[-1])
         data.resize(used, refcheck=False)  # rounding makes more holes
         arrays = {
@@ -95,8 +96,7 @@ class MaskedArray(CompactArray):
             "data": _as_stored(data, scheme).reshape(cls._data_shape(scheme, rows, cols, used)),
         }
         if scheme.values.startswith("int"):
-            empty = codec.encode_sparse(w[:0], scheme, scale_dtype)[1]
-            arrays["scale"] = np.concatenate(scales) if scales else empty
+            arrays["scale"] = np.concatenate(scales)
         return arrays
 
     @classmethod
@@ -276,18 +276,19 @@ class MaskedArray(CompactArray):
         if cols == slice(0, self._cols):
             return type(self)(self._scheme, shape, {name: np.ascontiguousarray(a) for name, a in arrays.items()})
         group, of = self._scheme.group or 1, self.kept(self._scheme)[1]
-        unit = max(group, of)
-        if cols.start % unit or (cols.stop % unit and cols.stop != self._cols):
+        unit = math.lcm(group, of)
+        if any(cut % unit and cut != self._cols for cut in (cols.start, cols.stop)):
             raise IndexError(f"index: expected columns at multiples of {unit}, got {cols.start}:{cols.stop}")
         values = np.ascontiguousarray(self._scattered(arrays, shape[0])[:, cols])
         bitmask, counts = native.find_places(values, self._scheme.values, *self.kept(self._scheme))
         offsets = native.row_offsets(counts, self._scheme.values)
         data = np.empty(offsets[-1], values.dtype)
-        native.Bitmask(bitmask, offsets, data, None, *values.shape, self._scheme.values).gather(values, data)
+        rows_left, cols_left = shape[0], cols.stop - cols.start
+        native.Bitmask(bitmask, offsets, data, None, rows_left, cols_left, self._scheme.values).gather(values, data)
         stored = _as_stored(data, self._scheme)
         cut: Arrays = {
             "bitmask": bitmask,
-            "data": stored.reshape(self._data_shape(self._scheme, *values.shape, len(data))),
+            "data": stored.reshape(self._data_shape(self._scheme, rows_left, cols_left, len(data))),
         }
         if "scale" in arrays:
             first, last = (
@@ -296,7 +297,7 @@ class MaskedArray(CompactArray):
                 else (0, 1)
             )
             cut["scale"] = np.ascontiguousarray(arrays["scale"][:, first:last])
-        return type(self)(self._scheme, (shape[0], cols.stop - cols.start), cut)
+        return type(self)(self._scheme, (rows_left, cols_left), cut)
 
     @property
     def bitmask(self) -> NDArray[np.uint8]:
