@@ -88,7 +88,8 @@ struct DenseCodes {
       slices[s] = load_codes(at + panel * stride + word * kWordBytes + s * kLanes * 4);
     });
   }
-  void prefetch_word(int panel, int word) const { prefetch(at + panel * stride + word * kWordBytes + kAhead); }
+  ALWAYS_INLINE void prefetch_word(int panel, int word) const {  // see prefetch
+    prefetch(at + panel * stride + word * kWordBytes + kAhead); }
   void skip(int64_t words) { at += words * kWordBytes; }
 };
 
@@ -115,7 +116,7 @@ struct MaskedCodes {
     const int count = __builtin_popcountll(mask);
     data[panel] += kBits == 8 ? count : (count + 1) / 2;
   }
-  void prefetch_word(int panel, int) const { prefetch(data[panel] + kAhead); }
+  ALWAYS_INLINE void prefetch_word(int panel, int) const { prefetch(data[panel] + kAhead); }
   void skip(int64_t words) { masks += words; }
 };
 
@@ -167,7 +168,7 @@ struct Sums {
       });
       unroll<kSlices>([&](auto s) {
         if (Source::kDense && kVectors * kChains <= kFewSums) low[s] = once(low[s]);
-        if constexpr (kBits == 8) low[s] = flip(low[s], mask);
+        if constexpr (kBits == 8 && (Source::kDense || kOffset<8>)) low[s] = flip(low[s], mask);
       });
       unroll<kPerByte>([&](auto part) ALWAYS_INLINE {
         constexpr int kStep = decltype(word){} * kPerByte + decltype(part){};
