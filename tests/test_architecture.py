@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"values"},
     {"layouts"},
     {"members", "costs"},
+    {"choice"},
     {"ops"},
     {"explanation", "calibration"},
     {"quantization", "pruning", "distillation"},

@@ -88,6 +88,13 @@ def test_a_compact_array_is_decoded_first() -> None:
         ({"threshold": -1.0}, "threshold: expected a finite number >= 0"),
         ({"sparsity": 0.5, "method": "magic"}, "method: expected one of magnitude"),
         ({"sparsity": 0.5, "scope": "block"}, "scope: expected one of layer, row, global"),
+        ({"pattern": "2:4", "sparsity": 0.7}, "sparsity: expected None or 0.5, which 2:4 fixes, got 0.7"),
+        ({"pattern": "2:4", "threshold": 0.7}, "pattern: expected neither threshold nor scope with 2:4"),
+        ({"pattern": "2:4", "scope": "row"}, "pattern: expected neither threshold nor scope with 2:4"),
+        ({"pattern": "2:4"}, "w: expected columns in multiples of 4 for 2:4, got 10"),
+        ({"pattern": "bsr-4x4"}, "sparsity: expected it or threshold"),
+        ({"pattern": "csr", "sparsity": 0.5}, "pattern: expected a layout with one, such as '2:4' or 'bsr-16x4'"),
+        ({"pattern": "4x4", "sparsity": 0.5}, "'4x4' is neither a layout"),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(arguments: dict, message: str) -> None:
@@ -100,3 +107,85 @@ def test_non_finite_weights_are_named_with_their_member_and_index() -> None:
     bad[2, 3] = np.nan
     with pytest.raises(pm.NonFiniteError, match=r"w\['fc'\]: expected finite values, got nan at index \(2, 3\)"):
         pm.prune({"fc": bad}, 0.5)
+
+
+# Patterns.
+
+NM = ("2:4", "4:8", "1:4", "8:16")
+blocks = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@pytest.mark.parametrize("pattern", NM)
+def test_the_n_highest_of_every_m_stay_the_lowest_index_goes_first_on_ties(pattern: str) -> None:
+    n, m = map(int, pattern.split(":"))
+    w = np.random.default_rng(1).integers(-3, 4, (5, 2, 16)).astype(np.float32)  # ties
+    pruned, mask = pm.prune(w, pattern=pattern, return_mask=True)
+    for group, kept in zip(w.reshape(-1, m), mask.reshape(-1, m), strict=True):
+        removed = np.argsort(np.abs(group), kind="stable")[: m - n]
+        assert set(np.flatnonzero(~kept)) == set(removed)
+    assert (pruned == np.where(mask, w, 0)).all()
+    assert (pm.prune(w, 1 - n / m, pattern=pattern + "+float32") == pruned).all()
+
+
+@given(small, blocks, st.floats(0, 1))
+def test_whole_blocks_go_exactly_floor_of_the_share_those_of_least_energy(
+    w: np.ndarray, block: tuple[int, int], sparsity: float
+) -> None:
+    (rows, cols), (height, width) = w.shape, block
+    _, mask = pm.prune(w, sparsity, pattern=f"bsr-{height}x{width}", return_mask=True)
+    cells = [(slice(i, i + height), slice(j, j + width)) for i in range(0, rows, height) for j in range(0, cols, width)]
+    order = np.argsort([np.square(w[cell], dtype=float).sum() for cell in cells], kind="stable")
+    removed = set(order[: math.floor(sparsity * len(cells))].tolist())
+    for k, cell in enumerate(cells):
+        assert (mask[cell] == (k not in removed)).all()
+
+
+def test_a_threshold_removes_blocks_whose_root_mean_square_lies_below_it() -> None:
+    w = np.array([[3.0, 4.0, 1.0, 1.0, 2.0], [0.0, 0.0, 1.0, 1.0, 2.0]])  # 2.5, 1 and a ragged block of 2
+    kept = pm.prune(w, threshold=2.0, pattern="bsr-2x2") != 0
+    assert kept.any(axis=0).tolist() == [True, True, False, False, True]
+
+
+def test_scopes_count_blocks() -> None:
+    w = np.random.default_rng(2).standard_normal((8, 12)).astype(np.float32)
+    mask = pm.prune(w, 0.5, pattern="bsr-4x3", scope="row", return_mask=True)[1]
+    assert (mask[::4, ::3].sum(axis=1) == 2).all()
+    state = {"a": w, "b": 10 * w, "bias": w[0]}
+    pruned, masks = pm.prune(state, 0.5, pattern="bsr-4x3", scope="global", return_mask=True)
+    assert not masks["a"].any()
+    assert masks["b"].all()
+    assert pruned["bias"] is state["bias"]
+
+
+@pytest.mark.parametrize("pattern", ["bsr-16x4", "bsr-8x1", "bsr-32x32", "bsr-16x4+int8"])
+def test_what_a_block_pattern_leaves_is_stored_in_full_blocks(pattern: str) -> None:
+    w = np.random.default_rng(3).standard_normal((128, 96)).astype(np.float32)
+    stored = pm.compress(pm.prune(w, 0.75, pattern=pattern), pattern)
+    assert stored.density == 0.25
+    assert (stored.data != 0).mean() > 0.99  # int8 rounds a few to 0
+
+
+@pytest.mark.parametrize("pattern", NM)
+def test_what_n_of_m_leaves_is_stored_as_that(pattern: str) -> None:
+    for values in ("", "+int8", "+int4-g64"):
+        w = pm.prune(np.random.default_rng(4).standard_normal((6, 64)), pattern=pattern)
+        assert pm.compress(w, pattern + values).scheme == pattern + values
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "magnitude", "energy"),  # closed forms and simulations, research/sparse.md 8.1
+    [
+        (None, 0.5, 0.796, 0.928), ("8:16", None, 0.782, 0.912), ("4:8", None, 0.768, 0.897),
+        ("2:4", None, 0.744, 0.868), ("bsr-1x4", 0.5, 0.645, 0.763), ("bsr-4x1", 0.5, 0.645, 0.763),
+        ("bsr-16x1", 0.5, 0.572, 0.639), ("bsr-8x4", 0.5, 0.550, 0.599), ("bsr-32x32", 0.5, 0.509, 0.518),
+        (None, 0.8, 0.440, 0.650), ("bsr-16x1", 0.8, 0.251, 0.307), (None, 0.9, 0.258, 0.439),
+        ("1:4", None, 0.459, 0.617),
+    ],
+)  # fmt: skip
+def test_a_normal_matrix_keeps_as_much_as_theory_says(
+    pattern: str | None, sparsity: float | None, magnitude: float, energy: float
+) -> None:
+    w = np.random.default_rng(5).standard_normal((512, 1024))
+    pruned = pm.prune(w, sparsity, pattern=pattern)
+    assert np.abs(pruned).sum() / np.abs(w).sum() == pytest.approx(magnitude, abs=0.01)
+    assert (pruned**2).sum() / (w**2).sum() == pytest.approx(energy, abs=0.01)

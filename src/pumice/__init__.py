@@ -16,10 +16,10 @@ from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
-from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, from_parts
-from pumice.ops import compress, concatenate, linear, quantize, show_config, sparsify
+from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, SumArray, from_parts
+from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
-from pumice.pruning import prune
+from pumice.pruning import prune, sparsify
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
 from pumice.threadpools import register as _register_threadpools
@@ -42,6 +42,7 @@ __all__ = [
     "RecipeError",
     "Scheme",
     "SchemeError",
+    "SumArray",
     "compress",
     "concatenate",
     "convert",

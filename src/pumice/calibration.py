@@ -12,16 +12,22 @@ import numpy as np
 
 from pumice._core import native
 from pumice.costs import work_with
+from pumice.errors import SchemeError
 from pumice.layouts import CompactArray, from_parts
 from pumice.ops import compress
 from pumice.options import ACTIVATIONS
 from pumice.profile import Bandwidth, Profile, Rate, cpu_name
+from pumice.scheme import Scheme
 from pumice.timing import COLD_BYTES, per_call
 
 # What is timed. Each scheme stands for those that are near it in bits and group.
 SCHEMES = ("float32", "float16", "bfloat16", "int8", "int4-g128", "int4-g32", "int3-g128", "int6-g128")
-SPARSE = ("csr", "csr+int8", "bsr-4x4", "bsr-4x4+int8")
-DENSITY = 0.1
+SPARSE = {  # scheme -> density; what has no codec or layout yet is left out
+    "csr": 0.1, "csr+float16": 0.1, "csr+int8": 0.1, "bsr-16x1": 0.1, "bsr-16x1+int8": 0.1, "bsr-8x1": 0.1,
+    "bsr-4x4": 0.1, "bsr-4x4+int8": 0.1, "bsr-16x4": 0.1, "bsr-16x4+int8": 0.1, "bsr-16x16": 0.1, "bsr-16x16+int8": 0.1,
+    "bitmask": 0.3, "bitmask+float16": 0.3, "bitmask+int8": 0.3, "bitmask+int4-g128": 0.3,
+    "2:4": 0.5, "2:4+int8": 0.5, "2:4+int4-g128": 0.5,
+}  # fmt: skip
 ROWS, COLS = 1024, 2048
 BATCHES = (1, 4, 16, 64, 256)
 SIZES = (1 << 18, 1 << 21, 1 << 24, COLD_BYTES)  # bytes of weights that a level of the caches holds; the last none
@@ -44,13 +50,14 @@ def calibrate(progress: Progress | None = None) -> Profile:
 
     threads = sorted({1, native.get_num_threads()})
     tell = progress or (lambda text, done, total: None)
-    total, done = len(threads) * (len(SCHEMES) + len(SPARSE) + 1), 0
+    schemes = [*SCHEMES, *filter(_is_known, SPARSE)]
+    total, done = len(threads) * (len(schemes) + 1), 0
     bandwidths: list[Bandwidth] = []
     rates: list[Rate] = []
     overheads: dict[str, float] = {}
     for count in threads:
         with _threads(count) as blas_too:
-            for scheme in (*SCHEMES, *SPARSE):
+            for scheme in schemes:
                 tell(f"{scheme}, {count} threads", done, total)
                 if scheme != "float32" or blas_too:
                     _measure_scheme(scheme, count, rates, overheads)
@@ -82,13 +89,26 @@ def _threads(count: int) -> Iterator[bool]:
         native.set_num_threads(before)
 
 
+def _is_known(scheme: str) -> bool:
+    try:
+        Scheme.parse(scheme)
+    except SchemeError:
+        return False
+    return True
+
+
 def _weight(scheme: str, rows: int, cols: int) -> CompactArray:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((rows, cols), np.float32)
-    if scheme in SPARSE:
-        height = 4 if "bsr" in scheme else 1
-        kept = rng.random((rows // height, cols // height)) < DENSITY
-        w *= np.repeat(np.repeat(kept, height, 0), height, 1)
+    pattern = Scheme.parse(scheme).pattern
+    if pattern is not None and pattern.kept is not None:
+        n, m = pattern.kept
+        w *= (rng.random((rows, cols // m, m)).argsort(axis=2) < n).reshape(rows, cols)
+    elif scheme in SPARSE:
+        height, width = (1, 1) if pattern is None or pattern.blocksize is None else pattern.blocksize
+        kept = rng.random((-(-rows // height), -(-cols // width))) < SPARSE[scheme]
+        kept[:1, :1] = True  # a tiny weight has something, too
+        w *= np.kron(kept, np.ones((height, width), bool))[:rows, :cols]
     array: CompactArray = compress(w, scheme)
     return array
 

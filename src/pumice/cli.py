@@ -16,10 +16,11 @@ from pumice import __version__
 from pumice.calibration import calibrate
 from pumice.checkpoint import load, open_reader, verify
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
+from pumice.choice import OBJECTIVES, PLAIN
 from pumice.comparison import compare_with_numpy
 from pumice.conversion import Progress, convert
 from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
-from pumice.explanation import PLAIN, Explanation, explain
+from pumice.explanation import Explanation, explain
 from pumice.layouts import CompactArray
 from pumice.ops import compress
 from pumice.options import ACTIVATIONS
@@ -119,7 +120,10 @@ def _add_convert(commands: Any) -> None:
     add = command.add_argument
     add("source", metavar="SRC", type=Path, help="a weights file, or a folder with weights")
     add("target", metavar="DST", type=Path, help="a file that ends in .safetensors, or a folder")
-    add("--scheme", metavar="S", help="for weights of two or more dimensions, such as int4-g128")
+    add("--scheme", metavar="S", help="for weights of two or more dimensions, such as int4-g128; auto chooses for each")
+    add("--objective", choices=OBJECTIVES, default="balanced", help="of auto (default: balanced, time times bytes)")
+    add("--batch", metavar="N", type=int, default=1, help="rows of x that auto chooses for (default: 1)")
+    add("--max-error", metavar="E", type=float, default=0.02, help="of a weight, relative, for auto (default: 0.02)")
     add("--recipe", metavar="F", type=Path, help="rules in TOML")
     add(
         "--tensor",
@@ -169,6 +173,9 @@ def _convert(options: argparse.Namespace) -> int:
             ignore=options.ignore,
             keep_embeddings=options.keep_embeddings,
             group_size_fallback=options.group_size_fallback,
+            batch=options.batch,
+            objective=options.objective,
+            max_error=options.max_error,
             overwrite=options.overwrite,
             dry_run=options.dry_run,
             max_shard_size=options.max_shard_size,

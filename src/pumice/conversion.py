@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -19,12 +19,14 @@ from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
 from pumice.checkpoint.base import Reader, same_file
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
+from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
 from pumice.layouts import LAYOUTS
 from pumice.ops import compress
-from pumice.recipe import Choice, Recipe
+from pumice.profile import Profile, load_profile
+from pumice.recipe import Recipe, Treatment
 from pumice.report import Report, TensorReport
-from pumice.scheme import Scheme
+from pumice.scheme import AUTO, Scheme
 from pumice.values.base import F32
 
 CHUNK_BYTES = 32 << 20  # of float32 weights that are encoded at a time
@@ -56,6 +58,9 @@ def convert(
     ignore: tuple[str, ...] | list[str] = (),
     keep_embeddings: bool = False,
     group_size_fallback: str | None = None,
+    batch: int = 1,
+    objective: str = "balanced",
+    max_error: float = 0.02,
     dry_run: bool = False,
     overwrite: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
@@ -74,13 +79,16 @@ def convert(
     target : path
         A file that ends in ``.safetensors``, or a folder.
     scheme : str, optional
-        Such as ``"int4-g128"``. Embeddings and output heads become per-row int8 under integer schemes.
+        Such as ``"int4-g128"``. Embeddings and output heads become per-row int8 under integer schemes. ``"auto"``
+        chooses for each weight, which is read once to count and once for each error that is measured.
     recipe : Recipe or path, optional
         Rules in TOML (docs/formats.md); the options here go before them.
     tensors : mapping of regular expression to scheme, optional
     ignore : sequence of regular expressions, optional
     keep_embeddings, group_size_fallback
         See `Recipe`.
+    batch, objective, max_error
+        For ``"auto"``, as in `compress`.
     dry_run : bool
         Read headers only, write nothing.
     overwrite : bool
@@ -127,6 +135,7 @@ def convert(
         raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
     if same_file(source, target):
         raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
+    request, profile = Request(batch, objective, max_error), load_profile()
     with open_reader(source, io=io) as reader:
         if any(same_file(target, file) for file in reader.files) or any(
             same_file(target, f.parent) for f in reader.files
@@ -142,7 +151,8 @@ def convert(
         written: dict[str, TensorInfo] = {}
         with SafetensorsWriter(target, max_shard_size=max_shard_size, overwrite=overwrite) as writer:
             for name, info in infos.items():
-                report, written[name] = _convert_one(reader, writer, name, info, choices[name], tally)
+                choice = _settled(reader, name, info, choices[name], request, profile)
+                report, written[name] = _convert_one(reader, writer, name, info, choice, tally)
                 reports.append(report)
             for file in copied:
                 writer.attach(file, partial(_side_file, source, file, written, plan.scheme))
@@ -165,12 +175,33 @@ class _Tally:
             self.progress(name, self.done, self.total)
 
 
+def _settled(
+    reader: Reader, name: str, info: TensorInfo, choice: Treatment, request: Request, profile: Profile
+) -> Treatment:
+    """The choice with a scheme in the place of `AUTO`, made in passes over row panels."""
+    if choice.scheme != AUTO:
+        return choice
+    stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
+
+    def panels() -> Iterator[F32]:
+        for start, _, chunk in _chunks(reader, name, info, choice.in_axis, panel_rows(math.prod(stored[1:]))):
+            with np.errstate(over="ignore"):  # the encoder reports it
+                matrix = np.ascontiguousarray(_finite(chunk, start, choice.in_axis), np.float32)
+            yield matrix.reshape(len(matrix), math.prod(stored[1:]))
+
+    try:
+        scheme = choose(stored, panels, request, profile).scheme
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{name}: {error}") from error
+    return replace(choice, scheme=Scheme.parse(scheme), why=f"{choice.why}, auto")
+
+
 class _WiderScales(Exception):
     """A chunk needs float32 scales, and those before it were written as float16."""
 
 
 def _convert_one(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
 ) -> tuple[TensorReport, TensorInfo]:
     if choice.scheme is None or (info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
         return _copy(reader, writer, name, info, choice, tally)
@@ -187,7 +218,7 @@ def _convert_one(
 
 
 def _copy(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
 ) -> tuple[TensorReport, TensorInfo]:
     writer.begin(name, info)
     if info.compact:
@@ -200,7 +231,7 @@ def _copy(
 
 
 def _encode(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Choice, tally: _Tally, scale_dtype: Any
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally, scale_dtype: Any
 ) -> tuple[TensorReport, TensorInfo]:
     scheme = choice.scheme
     assert scheme is not None
@@ -210,7 +241,7 @@ def _encode(
     signal: list[float] = []
     dtypes: dict[str, str] = {}
     nbytes = 0
-    for start, stop, chunk in _chunks(reader, name, info, scheme, choice.in_axis):
+    for start, stop, chunk in _chunks(reader, name, info, choice.in_axis, _chunk_rows(scheme, stored)):
         array = compress(_finite(chunk, start, choice.in_axis), scheme, scale_dtype=scale_dtype)
         found = {part: array.part_dtype(part) for part in array.parts()}
         if not dtypes:
@@ -235,18 +266,20 @@ def _encode(
     return report, TensorInfo(info.shape, str(scheme), nbytes, dtypes, choice.in_axis)
 
 
-def _chunks(
-    reader: Reader, name: str, info: TensorInfo, scheme: Scheme, in_axis: int
-) -> Iterator[tuple[int, int, Any]]:
-    """(start, stop, rows) of the matrix as it will be stored."""
+def _chunk_rows(scheme: Scheme, stored: tuple[int, ...]) -> int:
+    """Rows that are encoded at a time."""
+    unit = LAYOUTS[scheme.layout].chunk_rows(scheme)
+    return max(1, CHUNK_BYTES // (4 * max(math.prod(stored[1:]), 1)) // unit) * unit
+
+
+def _chunks(reader: Reader, name: str, info: TensorInfo, in_axis: int, step: int) -> Iterator[tuple[int, int, Any]]:
+    """(start, stop, rows) of the matrix as it will be stored, `step` rows at a time."""
     whole = None
     shape = info.shape
     if in_axis == 0:
         if len(shape) != 2:
             raise PumiceError(f"{name}: expected two dimensions for in_axis=0, got shape {shape}")
         whole, shape = reader.rows(name, 0, shape[0]), shape[::-1]
-    unit = LAYOUTS[scheme.layout].chunk_rows(scheme)
-    step = max(1, CHUNK_BYTES // (4 * max(math.prod(shape[1:]), 1)) // unit) * unit
     for start in range(0, max(shape[0], 1), step):
         stop = min(start + step, shape[0])
         yield start, stop, reader.rows(name, start, stop) if whole is None else whole[:, start:stop].T
@@ -271,11 +304,11 @@ def _finite(chunk: Any, start: int, in_axis: int) -> Any:
     return chunk
 
 
-def _forecast(name: str, info: TensorInfo, choice: Choice) -> TensorReport:
+def _forecast(name: str, info: TensorInfo, choice: Treatment) -> TensorReport:
     if choice.scheme is None:
         return TensorReport(name, info.shape, info.dtype, info.nbytes, info.nbytes, why=choice.why)
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
-    after = LAYOUTS[choice.scheme.layout].expected_nbytes(choice.scheme, stored)
+    after = None if choice.scheme == AUTO else LAYOUTS[choice.scheme.layout].expected_nbytes(choice.scheme, stored)
     return TensorReport(name, info.shape, str(choice.scheme), info.nbytes, after, why=choice.why)
 
 

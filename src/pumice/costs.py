@@ -1,8 +1,8 @@
 """The cost model: seconds of a product before anyone has compressed anything.
 
-A roofline. A product waits for its weights to be read or for its arithmetic, whichever takes longer, and a call costs
-something whatever it computes. What is read and computed is what a layout's `work` says; how fast, a `Profile`. No
-layout, codec or kernel is known by name here.
+A roofline. A product waits for its weights to be read or for its arithmetic, whichever takes longer (from DRAM the two
+overlap only in part), and a call costs something whatever it computes. What is read and computed is what a layout's
+`work` says; how fast, a `Profile`. No layout, codec or kernel is known by name here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pumice.profile import Profile
 from pumice.scheme import Scheme
 from pumice.values.base import codec_of, matrix_shape
 
+EXPOSED = 0.75  # of the shorter of reading from DRAM and computing: what the longer does not hide (0.5 to 1 measured)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,15 +28,18 @@ class Estimate:
     ----------
     memory, arithmetic, call : float
         Seconds to read the weights, to compute, and of the call itself.
+    exposed : float
+        Seconds of the shorter of the former two that the longer does not hide.
     """
 
     memory: float
     arithmetic: float
     call: float
+    exposed: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.call + max(self.memory, self.arithmetic)
+        return self.call + max(self.memory, self.arithmetic) + self.exposed
 
     @property
     def limit(self) -> str:
@@ -56,6 +61,9 @@ def work_of(scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, 
 
 def work_with(w: CompactArray, batch: int, activations: str) -> Work | None:
     """What a product does with this array: its own bytes, and its own kernel."""
+    if w.terms:
+        first, second = (work_with(term, batch, activations) for term in w.terms)
+        return None if first is None or second is None else replace(first, also=second)
     scheme = Scheme.parse(w.scheme)
     if w.kernel(batch, activations) is None:
         steps = steps_of(None, w.nnz, w.size, batch)
@@ -87,7 +95,13 @@ def estimate(
         arithmetic += step.operations / rate / 1e9
         call += profile.overheads.get(step.kernel, 0.0)
     memory = work.nbytes / profile.bandwidth(math.inf if cold else work.nbytes, threads) / 1e9
-    return Estimate(memory, arithmetic, call)
+    exposed = EXPOSED * min(memory, arithmetic) if cold else 0.0
+    if work.also is None:
+        return Estimate(memory, arithmetic, call, exposed)
+    also = estimate(work.also, batch, profile, threads=threads, cold=cold)
+    if also is None:
+        return None
+    return Estimate(memory + also.memory, arithmetic + also.arithmetic, call + also.call, exposed + also.exposed)
 
 
 def predict(

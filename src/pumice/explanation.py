@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pumice._core import native
+from pumice.choice import DENSE, PLAIN, Choice
 from pumice.costs import Estimate, estimate, predict, work_with
 from pumice.layouts import CompactArray, Transposed
 from pumice.options import ACTIVATIONS, check_choice, current
 from pumice.profile import Profile, load_profile
 from pumice.timing import COLD_BYTES, once
 
-PLAIN = "float32"  # what NumPy computes with
-ALTERNATIVES = ("int4-g128", "int4-g32", "int8", "float16", "bfloat16", PLAIN)
 RUNS = 5
 
 
@@ -50,6 +49,8 @@ class Explanation:
         Where the numbers of the model come from.
     faster : tuple of str
         What would be faster.
+    choice : Choice or None
+        What ``compress(w, "auto")`` held against each other.
     """
 
     scheme: str
@@ -66,6 +67,7 @@ class Explanation:
     alternatives: tuple[Alternative, ...]
     profile: str
     faster: tuple[str, ...]
+    choice: Choice | None = None
 
     @property
     def fastest(self) -> Alternative | None:
@@ -102,7 +104,8 @@ class Explanation:
             plain = next(a.expected for a in self.alternatives if a.scheme == PLAIN)
             lines.append(f"float32  NumPy would win: {plain.seconds * 1e3:.3g} ms expected")
         lines += [f"faster   {hint}" for hint in self.faster]
-        return "\n".join([*lines, f"profile  {self.profile}"])
+        lines.append(f"profile  {self.profile}")
+        return "\n".join(lines if self.choice is None else [*lines, str(self.choice)])
 
 
 def explain(w: CompactArray, batch: int = 1, activations: str | None = None, *, cold: bool = False) -> Explanation:
@@ -141,7 +144,7 @@ def explain(w: CompactArray, batch: int = 1, activations: str | None = None, *, 
         w.scheme, w.shape, batch, activations, cold, kernel or "decode + BLAS", native.get_isa(), threads,
         w.nbytes, _measure(w, batch, activations, cold), expected,
         tuple(_alternatives(w, batch, activations, profile, threads, cold)), profile.source,
-        tuple(_hints(w, batch, activations)),
+        tuple(_hints(w, batch, activations)), w.choice,
     )  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def _alternatives(
 ) -> list[Alternative]:
     """Other schemes for weights as many as these, fastest first."""
     found = []
-    for scheme in ALTERNATIVES:
+    for scheme in DENSE:
         if scheme != w.scheme:
             expected = predict(scheme, w.shape, 1.0, batch, activations, profile, threads=threads, cold=cold)
             if expected is not None:

@@ -1,19 +1,22 @@
-"""The verbs: compress, linear, concatenate. They know no layout by name."""
+"""The verbs: compress, quantize, linear, concatenate. They know no layout by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pumice._core import native
+from pumice.choice import Request, choose, panel_rows, panels_of
 from pumice.errors import NonFiniteError, SchemeError
 from pumice.layouts import LAYOUTS, CompactArray, Transposed
 from pumice.layouts.operands import as_bias, as_float32, check_out
 from pumice.members import map_weights
 from pumice.options import ACTIVATIONS, check_choice
-from pumice.scheme import Scheme
+from pumice.profile import Profile, load_profile
+from pumice.scheme import AUTO, Scheme, parse_request
 from pumice.values.base import F32, Array
 
 NONFINITE = ("raise", "zero")
@@ -27,6 +30,11 @@ def compress(
     in_axis: int = 1,
     nonfinite: str = "raise",
     scale_dtype: Any = None,
+    outliers: float | None = None,
+    batch: int = 1,
+    objective: str = "balanced",
+    max_error: float = 0.02,
+    measure: bool = False,
 ) -> Any:
     """Store weights in a scheme: any array, any scheme.
 
@@ -36,7 +44,8 @@ def compress(
         Real numbers; also a CompactArray or a SciPy sparse matrix. More dimensions are stored as (shape[0], rest). In a
         mapping or list, 1-D, integer and bool members pass through as the same object.
     scheme : str
-        Such as ``"int4-g128"``, ``"csr"``, ``"bsr-4x4+int8"``; docs/formats.md has them all.
+        Such as ``"int4-g128"``, ``"csr"``, ``"bsr-4x4+int8"``; docs/formats.md has them all. ``"auto"`` chooses for
+        each weight, and ``print(pm.explain(c))`` or ``c.choice`` says why.
     in_axis : {1, 0}
         The axis of the inputs. 1: (out_features, in_features), as checkpoints have it. 0: (in_features, out_features),
         as Keras and GPT-2 have it; then ``x @ c`` is the fused product.
@@ -44,6 +53,17 @@ def compress(
         What to do with NaN and infinity: raise NonFiniteError, or store 0.
     scale_dtype : {float16, float32}, optional
         Of integer scales; by default float16 with groups, float32 per row.
+    outliers : float in [0, 1], optional
+        For a sum such as ``"int4-g128&csr"``: the share of weights that the second term stores, the largest beside the
+        root mean square of their group; by default 0.005.
+    batch : int
+        For ``"auto"``: rows of x in a product.
+    objective : {"balanced", "speed", "size"}
+        For ``"auto"``: the least seconds of a product times bytes, the least seconds, or the least bytes.
+    max_error : float
+        For ``"auto"``: the largest error, ``||w - w'|| / ||w||`` (Frobenius).
+    measure : bool
+        For ``"auto"``: time the best candidates instead of trusting the cost model (tens of milliseconds each).
 
     Returns
     -------
@@ -64,16 +84,41 @@ def compress(
     <DenseArray int4-g128 (4, 128) 280 bytes, 4.38 bits per weight>
     >>> pm.compress({"weight": w, "bias": np.zeros(4)}, "int8")["bias"]
     array([0., 0., 0., 0.])
+    >>> pm.compress(np.where(w > 0.99, w, 0), "auto", objective="size").density < 0.1
+    True
     """
-    parsed = Scheme.parse(scheme)
+    parsed = parse_request(scheme)
     check_choice("nonfinite", nonfinite, NONFINITE)
     if in_axis not in (0, 1):
         raise ValueError(f"in_axis: expected 0 or 1, got {in_axis!r}")
 
-    def one(name: str, w: Any) -> CompactArray:
-        return _compress(name, w, parsed, in_axis, nonfinite, scale_dtype)
+    options = (
+        {"scale_dtype": scale_dtype}
+        if outliers is None
+        else {"scale_dtype": scale_dtype, "outliers": _share(outliers, parsed)}
+    )
+    request, profile = Request(batch, objective, max_error, measure), load_profile() if parsed == AUTO else None
+    how = _How(parsed, request, profile, nonfinite, options)
+    return map_weights(w, lambda name, w: _compress(name, w, how, in_axis))
 
-    return map_weights(w, one)
+
+@dataclass(frozen=True)
+class _How:
+    """How weights are compressed: the scheme, what is asked for if that is `AUTO`, and options of the encoder."""
+
+    scheme: Scheme
+    request: Request
+    profile: Profile | None
+    nonfinite: str
+    options: dict[str, Any]
+
+
+def _share(outliers: float, scheme: Scheme) -> float:
+    if not scheme.terms:
+        raise ValueError(f"outliers: expected None for {scheme}, which is no sum such as int4-g128&csr, got {outliers}")
+    if not 0 <= outliers <= 1:
+        raise ValueError(f"outliers: expected a number in [0, 1], got {outliers}")
+    return float(outliers)
 
 
 def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
@@ -90,34 +135,31 @@ def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
     return compress(w, scheme, **options)
 
 
-def sparsify(w: Any, scheme: str | Scheme, **options: Any) -> Any:
-    """`compress` for a sparse scheme: zeros are not stored.
-
-    Examples
-    --------
-    >>> import numpy as np, pumice as pm
-    >>> pm.sparsify(np.eye(4, 32), "csr").nnz
-    4
-    """
-    if Scheme.parse(scheme).dense:
-        raise SchemeError(f"scheme: expected a sparse one such as 'csr', got {str(scheme)!r}")
-    return compress(w, scheme, **options)
-
-
-def _compress(name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, scale_dtype: Any) -> CompactArray:
+def _compress(name: str, w: Any, how: _How, in_axis: int) -> CompactArray:
     if isinstance(w, Transposed):
-        return _compress(name, w.T, scheme, 1 - in_axis, nonfinite, scale_dtype).T
+        return _compress(name, w.T, how, 1 - in_axis).T
     if isinstance(w, CompactArray):
-        if in_axis == 1 and w.scheme == str(scheme) and scale_dtype is None:
+        if in_axis == 1 and w.scheme == str(how.scheme) and not any(v is not None for v in how.options.values()):
             return w
         w = w.to_dense()
     if in_axis == 0:
         if len(w.shape) != 2:
             raise ValueError(f"{name}: expected two dimensions for in_axis=0, got shape {w.shape}")
-        return _compress(name, w.T, scheme, 1, nonfinite, scale_dtype).T
-    layout = LAYOUTS[scheme.layout]
+        return _compress(name, w.T, how, 1).T
     if hasattr(w, "tocsr"):
-        return _compress_sparse(name, w.tocsr(), scheme, nonfinite, scale_dtype)
+        return _compress_sparse(name, w.tocsr(), how)
+    matrix, shape = _finite_matrix(name, w, how.nonfinite)
+    if how.scheme != AUTO:
+        return LAYOUTS[how.scheme.layout].encode(matrix, how.scheme, shape, **how.options)
+    choice = choose(shape, panels_of(matrix), how.request, how.profile)
+    scheme = Scheme.parse(choice.scheme)
+    array = LAYOUTS[scheme.layout].encode(matrix, scheme, shape, **how.options)
+    array.choice = choice.with_size(array.nbytes)
+    return array
+
+
+def _finite_matrix(name: str, w: Any, nonfinite: str) -> tuple[F32, tuple[int, ...]]:
+    """(rows, cols) float32 without NaN and infinity, and the logical shape."""
     with np.errstate(over="ignore"):  # too large for float32 is reported below, with its index
         array = as_float32(name, w)
     if array.ndim < 2:
@@ -130,20 +172,30 @@ def _compress(name: str, w: Any, scheme: Scheme, in_axis: int, nonfinite: str, s
             index = tuple(int(i) for i in np.unravel_index(bad, shape))
             raise NonFiniteError(f"{name}: expected finite values, got {matrix.flat[bad]} at index {index}")
         matrix = np.where(np.isfinite(matrix), matrix, np.float32(0))
-    return layout.encode(matrix, scheme, shape, scale_dtype)
+    return matrix, shape
 
 
-def _compress_sparse(name: str, matrix: Any, scheme: Scheme, nonfinite: str, scale_dtype: Any) -> CompactArray:
+def _compress_sparse(name: str, matrix: Any, how: _How) -> CompactArray:
     """A SciPy matrix, made dense a row panel at a time."""
-    layout = LAYOUTS[scheme.layout]
-    unit = layout.chunk_rows(scheme)
     rows, cols = matrix.shape
+    choice = None
+    if how.scheme == AUTO:
+        step = panel_rows(cols)
+        starts = range(0, rows, step)
+        choice = choose(
+            matrix.shape,
+            lambda: (_finite_matrix(name, matrix[i : i + step].toarray(), how.nonfinite)[0] for i in starts),
+            how.request,
+            how.profile,
+        )
+        how = replace(how, scheme=Scheme.parse(choice.scheme))
+    layout = LAYOUTS[how.scheme.layout]
+    unit = layout.chunk_rows(how.scheme)
     step = max(1, PANEL_WEIGHTS // max(cols, 1) // unit) * unit
-    panels = [
-        _compress(name, matrix[i : i + step].toarray(), scheme, 1, nonfinite, scale_dtype)
-        for i in range(0, max(rows, 1), step)
-    ]
-    return panels[0] if len(panels) == 1 else layout.stack(panels, matrix.shape)
+    panels = [_compress(name, matrix[i : i + step].toarray(), how, 1) for i in range(0, max(rows, 1), step)]
+    array = panels[0] if len(panels) == 1 else layout.stack(panels, matrix.shape)
+    array.choice = None if choice is None else choice.with_size(array.nbytes)
+    return array
 
 
 def linear(x: Any, w: Any, bias: Any = None, *, activations: str | None = None, out: Array | None = None) -> F32:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pumice.checkpoint import TensorInfo
 from pumice.errors import RecipeError
-from pumice.scheme import MIN_GROUP, Scheme
+from pumice.scheme import AUTO, MIN_GROUP, Scheme, parse_request
 from pumice.values import codec_of
 
 FALLBACKS = ("adjust", "error", "ignore")
@@ -42,8 +42,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What happens to one tensor: a scheme (None: it is copied byte for byte), and why."""
+class Treatment:
+    """What happens to one tensor: a scheme (None: it is copied byte for byte; `AUTO`: the best for it), and why."""
 
     scheme: Scheme | None
     why: str
@@ -99,7 +99,7 @@ class Recipe:
         scheme = table.get("scheme")
         return cls(
             tuple(_rule(entry, f"{origin}, rule {i}") for i, entry in enumerate(table.get("rule", []), 1)),
-            None if scheme is None else Scheme.parse(scheme),
+            None if scheme is None else parse_request(scheme),
             table.get("keep_embeddings", False),
             table.get("group_size_fallback"),
         )
@@ -123,17 +123,17 @@ class Recipe:
         group_size_fallback: str | None = None,
     ) -> Self:
         """This recipe with options of a call or a command line before it: tensors, then ignore, then its own rules."""
-        explicit = [Rule(m, Scheme.parse(s), origin="--tensor") for m, s in (tensors or {}).items()]
+        explicit = [Rule(m, parse_request(s), origin="--tensor") for m, s in (tensors or {}).items()]
         ignored = [Rule(m, None, origin="--ignore") for m in ignore]
         return replace(
             self,
             rules=(*explicit, *ignored, *self.rules),
-            scheme=self.scheme if scheme is None else Scheme.parse(scheme),
+            scheme=self.scheme if scheme is None else parse_request(scheme),
             keep_embeddings=self.keep_embeddings or keep_embeddings,
             group_size_fallback=group_size_fallback or self.group_size_fallback,
         )
 
-    def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Choice]:
+    def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Treatment]:
         """What happens to each tensor. Raises RecipeError for a pattern that finds none."""
         for rule in self.rules:
             candidates = [n for n, info in infos.items() if rule.scheme is None or _is_weight(info)]
@@ -141,23 +141,23 @@ class Recipe:
                 raise RecipeError(_nothing_found(rule, candidates))
         return {name: self._fitted(name, info, self._choice(name, info)) for name, info in infos.items()}
 
-    def _choice(self, name: str, info: TensorInfo) -> Choice:
+    def _choice(self, name: str, info: TensorInfo) -> Treatment:
         if not _is_weight(info):
-            return Choice(None, f"{len(info.shape)}-D {info.dtype}")
+            return Treatment(None, f"{len(info.shape)}-D {info.dtype}")
         for rule in self.rules:
             if rule.finds(name):
-                return Choice(rule.scheme, f"{rule.origin} {rule.match!r}", rule.in_axis)
+                return Treatment(rule.scheme, f"{rule.origin} {rule.match!r}", rule.in_axis)
         if self.scheme is None or not name.endswith("weight"):
-            return Choice(None, "no rule")
+            return Treatment(None, "no rule")
         if STAYS.search(name):
-            return Choice(None, "norm or router")
-        if EMBEDDING.search(name) and codec_of(self.scheme).bits <= 8:
-            return Choice(None if self.keep_embeddings else EMBEDDING_SCHEME, "embedding")
+            return Treatment(None, "norm or router")
+        if EMBEDDING.search(name) and (self.scheme == AUTO or codec_of(self.scheme).bits <= 8):
+            return Treatment(None if self.keep_embeddings else EMBEDDING_SCHEME, "embedding")
         if EMBEDDING.search(name) and (self.keep_embeddings or not self.scheme.dense):
-            return Choice(None, "embedding")
-        return Choice(self.scheme, "default")
+            return Treatment(None, "embedding")
+        return Treatment(self.scheme, "default")
 
-    def _fitted(self, name: str, info: TensorInfo, choice: Choice) -> Choice:
+    def _fitted(self, name: str, info: TensorInfo, choice: Treatment) -> Treatment:
         """The choice with a group that fits the columns, as `group_size_fallback` says."""
         scheme, fallback = choice.scheme, self.group_size_fallback
         if scheme is None or scheme.group is None or fallback is None:
@@ -209,7 +209,7 @@ def _rule(entry: Any, origin: str) -> Rule:
     in_axis = entry.get("in_axis", 1)
     if in_axis not in (0, 1):
         raise RecipeError(f"{origin}: expected in_axis 0 or 1, got {in_axis}")
-    scheme = Scheme.parse(entry["scheme"]) if "scheme" in entry else None
+    scheme = parse_request(entry["scheme"]) if "scheme" in entry else None
     return Rule(entry["match"], scheme, in_axis, origin)
 
 

@@ -1,7 +1,7 @@
 """The grammar of schemes: a layout of values, as text.
 
-A scheme is ``layout``, ``values`` or ``layout+values``; dense and float32 are implied. This module knows no layout and
-no codec by name: they declare their grammar with `register_layout` and `register_values`.
+A scheme is ``layout``, ``values`` or ``layout+values``; dense and float32 are implied. ``a&b`` is the sum of two. This
+module knows no layout and no codec by name: they declare their grammar with `register_layout` and `register_values`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pumice.errors import SchemeError
 
 MIN_GROUP = 16
+SUM = "sum"  # the layout of schemes that have terms
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,28 @@ class ValuesGrammar:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """Which zeros a layout stores without waste, on the matrix (rows, cols).
+
+    Parameters
+    ----------
+    blocksize : (R, C) or None
+        Weights that are 0 together: rows and columns of a block.
+    kept : (N, M) or None
+        At most N weights of every M along a row are not 0.
+    """
+
+    blocksize: tuple[int, int] | None = None
+    kept: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
-    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table, and `illegal`
-    says why some are not legal. `values` None means every codec with all its options; else the codecs listed, of whose
-    options only ``-gG``, if `group`.
+    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table and say
+    what they mean: R rows by C columns of a block, N kept of every M; `illegal` says why some are not legal. `values`
+    None means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
     """
 
     name: str
@@ -47,6 +64,12 @@ class LayoutGrammar:
     @property
     def numbers(self) -> int:
         return len(self.letters)
+
+    def pattern(self, numbers: tuple[int, ...]) -> Pattern | None:
+        """Which zeros the layout stores without waste; None where any are as good as others."""
+        if self.letters == ("R", "C"):
+            return Pattern(blocksize=(numbers[0], numbers[1]))
+        return Pattern(kept=(numbers[0], numbers[1])) if self.letters == ("N", "M") else None
 
     def takes(self, values: ValuesGrammar) -> bool:
         """Whether the layout stores such values."""
@@ -83,6 +106,7 @@ def legal_table() -> str:
         values = [str(v) if layout.values is None else layout.written(v) for v in _VALUES.values() if layout.takes(v)]
         lines.append(f"{layout.template.format(*layout.letters):<10} {', '.join(values)}")
     lines.append(f"a scheme is layout+values; dense and float32 are implied; G is a power of two >= {MIN_GROUP}")
+    lines.append("a&b is the sum of two schemes, such as int4-g128&csr; compress and convert also take auto")
     return "\n".join(lines)
 
 
@@ -102,6 +126,8 @@ class Scheme:
         Columns that share a scale; None is the whole row.
     flags : tuple of str
         The option of the codec, such as ``"asym"``, if any.
+    terms : tuple of Scheme
+        The two schemes of a sum, whose layout is ``"sum"`` and whose values are those of the first; else ().
 
     Examples
     --------
@@ -109,8 +135,8 @@ class Scheme:
     >>> scheme = Scheme.parse("int4-g128-asym")
     >>> scheme.layout, scheme.values, scheme.group, scheme.flags
     ('dense', 'int4', 128, ('asym',))
-    >>> str(Scheme.parse("bsr-4x4+float32"))
-    'bsr-4x4'
+    >>> str(Scheme.parse("bsr-4x4+float32")), str(Scheme.parse("int4-g128 & csr"))
+    ('bsr-4x4', 'int4-g128&csr')
     """
 
     layout: str = "dense"
@@ -118,6 +144,7 @@ class Scheme:
     values: str = "float32"
     group: int | None = None
     flags: tuple[str, ...] = ()
+    terms: tuple[Scheme, ...] = ()
 
     @classmethod
     def parse(cls, text: str | Scheme) -> Scheme:
@@ -126,6 +153,8 @@ class Scheme:
             return text
         if not isinstance(text, str):
             raise SchemeError(f"scheme: expected text such as 'int4-g128', got {text!r}")
+        if "&" in text:
+            return _parse_sum(text)
         left, plus, right = text.partition("+")
         layout = _parse_layout(left)
         if plus and layout is None:
@@ -140,7 +169,19 @@ class Scheme:
         _check(text, scheme)
         return scheme
 
+    @classmethod
+    def sum(cls, first: Scheme, second: Scheme) -> Scheme:
+        """The scheme ``first&second``."""
+        for term in (first, second):
+            if term.terms:
+                raise SchemeError(f"scheme: expected a sum of two schemes, got the sum {term} as one of them")
+        return cls(SUM, (), first.values, first.group, first.flags, (first, second))
+
     def __str__(self) -> str:
+        if self.terms:
+            return "&".join(map(str, self.terms))
+        if self.layout == "auto":
+            return "auto"
         layout = _LAYOUTS[self.layout].template.format(*self.numbers)
         group = "" if self.group is None else f"-g{self.group}"
         values = self.values + group + "".join(f"-{flag}" for flag in self.flags)
@@ -153,9 +194,37 @@ class Scheme:
         """Whether every weight is stored."""
         return self.layout == "dense"
 
+    @property
+    def pattern(self) -> Pattern | None:
+        """Which zeros the layout stores without waste; None where any are as good as others.
+
+        Examples
+        --------
+        >>> import pumice
+        >>> Scheme.parse("bsr-16x4+int8").pattern
+        Pattern(blocksize=(16, 4), kept=None)
+        """
+        return None if self.layout not in _LAYOUTS else _LAYOUTS[self.layout].pattern(self.numbers)
+
+
+AUTO = Scheme("auto")
+"""Not a scheme but a request for one: what compress and convert make of the text "auto"."""
+
+
+def parse_request(text: str | Scheme) -> Scheme:
+    """`Scheme.parse`, and `AUTO` for ``"auto"``."""
+    return AUTO if text == "auto" else Scheme.parse(text)
+
 
 def _error(text: str, why: str) -> SchemeError:
     return SchemeError(f"scheme: expected a legal scheme, got {text!r}: {why}\n{legal_table()}")
+
+
+def _parse_sum(text: str) -> Scheme:
+    terms = [term.strip(" ") for term in text.split("&")]
+    if len(terms) != 2:
+        raise _error(text, f"a sum has two terms, not {len(terms)}")
+    return Scheme.sum(*map(Scheme.parse, terms))
 
 
 def _parse_layout(text: str) -> tuple[str, tuple[int, ...]] | None:

@@ -36,6 +36,8 @@ def compressed_tensors_config(infos: Mapping[str, TensorInfo]) -> dict[str, Json
     if len(schemes) != 1 or not plain_rows or any("packed" not in info.parts for info in compact.values()):
         return None
     scheme = Scheme.parse(schemes.pop())
+    if not scheme.dense:
+        return None  # such as a sum, of which these loaders would read the first term only
     if scheme.group is not None and any(info.shape[1] % scheme.group for info in compact.values()):
         return None  # these loaders know no short last group
     if "min" in scheme.flags:

@@ -10,6 +10,7 @@ from pumice.layouts.csr import CSRArray
 from pumice.layouts.dense import DenseArray
 from pumice.layouts.nm import NMArray
 from pumice.layouts.registry import LAYOUTS, from_parts, register
+from pumice.layouts.sums import SumArray
 
 __all__ = [
     "LAYOUTS",
@@ -19,6 +20,7 @@ __all__ = [
     "CompactArray",
     "DenseArray",
     "NMArray",
+    "SumArray",
     "Transposed",
     "from_parts",
     "register",

@@ -14,7 +14,7 @@ from pumice.layouts.operands import FLOAT32, apart, as_array, as_bias, as_matrix
 from pumice.layouts.registry import LAYOUTS, from_parts
 from pumice.layouts.work import Work
 from pumice.options import Options, current
-from pumice.scheme import LayoutGrammar, Scheme
+from pumice.scheme import SUM, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays
 
 PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
@@ -30,6 +30,8 @@ class CompactArray(ABC):
     """
 
     grammar: ClassVar[LayoutGrammar]
+    choice: Any = None
+    """Why it has its scheme, if ``"auto"`` chose it: a `pumice.choice.Choice`. Not written to files."""
     __array_priority__ = 20.0  # `scipy_sparse @ w` and the like come here
     __hash__ = object.__hash__
 
@@ -128,6 +130,11 @@ class CompactArray(ABC):
         if blocks.pop("shape", None) is not None and not written:
             blocks["shape"] = np.array(shape, np.int64)
         return blocks
+
+    @property
+    def terms(self) -> tuple[CompactArray, ...]:
+        """The arrays that are added up, if this is a sum; else ()."""
+        return ()
 
     def prepack(self) -> Self:
         """Reorder the weights for the kernels now; the first product does it otherwise."""
@@ -293,6 +300,13 @@ class CompactArray(ABC):
                 y += matrix[:, start:stop] @ panel
         return y if leading is None else y.reshape(*leading, self._cols)
 
+    def __and__(self, other: Any) -> CompactArray:  # a & b
+        if not isinstance(other, CompactArray):
+            return NotImplemented
+        if isinstance(self, Transposed) and isinstance(other, Transposed):
+            return (self.T & other.T).T
+        return LAYOUTS[SUM](self, other)  # type: ignore[arg-type]
+
     def __matmul__(self, x: Any) -> F32:  # w @ x
         return _swapped(self.linear, x)
 
@@ -330,6 +344,10 @@ class Transposed(CompactArray):
     @property
     def T(self) -> CompactArray:  # type: ignore[override]
         return self._base
+
+    @property
+    def choice(self) -> Any:
+        return self._base.choice
 
     @classmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:

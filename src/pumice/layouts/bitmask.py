@@ -137,7 +137,7 @@ class MaskedArray(CompactArray):
         """What a product does, for the cost model: it reads what is stored and computes as if all were."""
         codec, (rows, cols) = codec_of(scheme), matrix_shape(shape)
         groups = 0 if not scheme.values.startswith("int") else max(1, -(-cols // (scheme.group or max(cols, 1))))
-        nbytes = rows * (cols / 8 + density * cols * codec.bits / 8 + groups * (2 if scheme.group else 4))
+        nbytes = rows * (-(-cols // 8) + density * cols * codec.bits / 8 + groups * (2 if scheme.group else 4))
         steps = steps_of(cls._kernel(scheme, batch, activations), rows * cols, rows * cols, batch)
         return Work(nbytes, steps, activations, label_of(scheme), codec.bits, scheme.group or max(cols, 1))
 

@@ -28,6 +28,8 @@ class Work:
     activations, stored, bits, unit
         What throughput depends on: how x enters, layout and codec as a label, bits of a stored value, columns that
         share a scale or values that share an index.
+    also : Work or None
+        Another product whose result is added.
     """
 
     nbytes: float
@@ -36,18 +38,20 @@ class Work:
     stored: str
     bits: int
     unit: int
+    also: Work | None = None
 
 
 def label_of(scheme: Scheme) -> str:
-    """Layout and codec, without their options.
+    """Layout and codec, without the codec's options.
 
     Examples
     --------
     >>> import pumice
-    >>> label_of(Scheme.parse("int4-g128"))
-    'dense int4'
+    >>> label_of(Scheme.parse("int4-g128")), label_of(Scheme.parse("bsr-4x4+int8"))
+    ('dense int4', 'bsr-4x4 int8')
     """
-    return f"{scheme.layout} {scheme.values}"
+    layout = str(Scheme(scheme.layout, scheme.numbers)) if scheme.numbers else scheme.layout
+    return f"{layout} {scheme.values}"
 
 
 def steps_of(kernel: str | None, stored: float, size: int, batch: int) -> tuple[Step, ...]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.reference import bitmask, compressed, floats, integers  # noqa: F401 - they fill the tables
+from pumice.reference import bitmask, compressed, floats, integers, sums  # noqa: F401 - they fill the tables
 from pumice.reference.base import F32, LAYOUTS, VALUES, Definition, Integers, Parts
 from pumice.reference.products import product
 from pumice.scheme import Scheme
@@ -36,7 +36,7 @@ def encode(w: F32, scheme: Scheme) -> Parts:
     parts = LAYOUTS[scheme.layout].encode(w.reshape(*_matrix(w.shape)), scheme)
     for name in parts.keys() & {""}:
         parts[name] = parts[name].reshape(w.shape)
-    for name in parts.keys() & {"shape"}:
+    for name in parts.keys() & {"shape", "and_shape"}:
         parts[name] = np.array(w.shape, np.int64)
     return parts
 

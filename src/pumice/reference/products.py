@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.reference.base import F32, LAYOUTS, Integers, Parts
+from pumice.reference.sums import terms_of
 from pumice.scheme import Scheme
 
 BLOCK = 128  # columns of x that share a scale
@@ -69,9 +70,14 @@ def product(
     float32, to the bit, for integer weights with activations "int16" or "int8"; float64 otherwise, where production
     promises accuracy.
     """
+    y: NDArray[Any]
+    if scheme.terms:
+        (first, ours), (second, theirs) = terms_of(parts, scheme)
+        y = product(x, ours, first, rows, cols, bias, activations)
+        y = y + product(x, theirs, second, rows, cols, None, activations)
+        return y
     definition = LAYOUTS[scheme.layout]
     weights = definition.integers(parts, scheme, rows, cols)
-    y: NDArray[Any]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if weights is None or activations == "float32":
             y = x.astype(np.float64) @ definition.decode(parts, scheme, rows, cols).T.astype(np.float64)
