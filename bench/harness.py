@@ -76,6 +76,8 @@ class Case:
         Gives the bytes in memory of ``copies[0]``: asked after a product, which may prepack.
     checked : int or None
         Weights that y is held against, `ORACLE_WEIGHTS` if None.
+    warm : int or None
+        Rows of x that prepare a copy for any larger batch, where that is not the batch itself.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Case:
     facts: dict[str, float] = field(default_factory=dict)
     resident: Callable[[], int] | None = None
     checked: int | None = None
+    warm: int | None = None
     errors: dict[int, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -234,8 +237,9 @@ def timed(case: Case, batch: int, cols: int) -> tuple[float, float | None]:
     if batch not in case.errors:
         y = np.asarray(product(case.copies[0]))
         case.errors[batch] = relative_error(x, y[:, case.oracle[0]], case.oracle[1]) if case.oracle else None
+        first = case.prepare(x[: case.warm]) if case.warm else product
         for copy in case.copies:  # first products prepack, and some libraries compile for each batch
-            product(copy)
+            first(copy)
         if case.resident:
             case.facts["resident"] = case.resident()
         time.sleep(REST)

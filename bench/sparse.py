@@ -19,6 +19,8 @@ from cases import kind_of
 from harness import Case, Setting, Skip
 from results import NUMPY
 
+CHECKED = 1 << 21  # weights that y is held against
+WARM = 16  # rows that prepare a copy for any larger batch
 BOTH = ("int16", "int8")
 DENSE = {"int8": BOTH, "int4-g128": BOTH}
 BLOCKS = ("16x16", "16x4", "4x4")
@@ -39,8 +41,11 @@ def numpy(setting: Setting) -> Iterator[Case | Skip]:
     nbytes = sum(w.nbytes for w in ws)
     copies = [ws, *([w.copy() for w in ws] for _ in range(setting.copies(nbytes) - 1))]
     case = Case(NUMPY, "float32", nbytes // len(ws), copies, _products(ws, lambda x, w: x @ w.T), products=len(ws))
-    case.facts = facts(setting) | {"resident": nbytes, "disk": nbytes}
+    case.facts = facts(setting) | {"resident": nbytes}
+    if setting.weight in weights.SHAPES:
+        case.facts["disk"] = disk(found(setting))
     case.exact = (lambda: ws[0]) if len(ws) == 1 else None
+    case.checked, case.warm = CHECKED, WARM
     yield case
 
 
@@ -69,7 +74,9 @@ def pumice(setting: Setting, schemes: dict[str, tuple[str, ...]], weight: str | 
         compact = {name: pm.compress(w, scheme) for name, w in named.items()}
         nbytes = sum(c.nbytes for c in compact.values())
         copies = [[_again(c) for c in compact.values()] for _ in range(setting.copies(nbytes))]
-        known = facts(setting) | {"disk": disk(compact)}
+        known = facts(setting)
+        if setting.weight in weights.SHAPES:
+            known["disk"] = disk(compact)
         if setting.weight.startswith("minilm"):
             known["cosine"] = weights.minilm_cosine(weights.minilm(), dict(compact))
         for mode in modes:
@@ -77,6 +84,7 @@ def pumice(setting: Setting, schemes: dict[str, tuple[str, ...]], weight: str | 
                 f"pumice {scheme}" + (f", {mode} activations" if mode else ""), kind_of(scheme), nbytes // len(named),
                 copies, _products(list(named.values()), lambda x, c, mode=mode: c.linear(x, activations=mode or None)),
                 products=len(named), facts=dict(known), resident=lambda copies=copies: _resident(copies[0]),
+                checked=CHECKED, warm=WARM,
             )  # fmt: skip
             if len(named) == 1:
                 case.exact = next(iter(compact.values())).to_dense
@@ -176,7 +184,8 @@ def _sparse_case(setting: Setting, name: str, build: Callable[[Any], Any], prepa
     matrix = sp.csr_matrix(w) if block is None else sp.bsr_matrix(w, blocksize=block)
     nbytes = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
     copies = [build(matrix.copy()) for _ in range(setting.copies(nbytes))]
-    return Case(name, "float32", nbytes, copies, prepare, lambda: w, facts=facts(setting) | {"resident": nbytes})
+    known = facts(setting) | {"resident": nbytes}
+    return Case(name, "float32", nbytes, copies, prepare, lambda: w, facts=known, checked=CHECKED, warm=WARM)
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
@@ -225,7 +234,9 @@ def mkl(setting: Setting) -> Iterator[Case | Skip]:
         return lambda c: sparse_dot_mkl.dot_product_mkl(c, t).T.reshape(len(x), -1)
 
     yield _sparse_case(setting, name, lambda m: m, prepare, block)
-    yield _sparse_case(setting, f"{name}, kept handle", _Handle, lambda x: _optimized(x, setting.rows), block)
+    kept = _sparse_case(setting, f"{name}, kept handle", _Handle, lambda x: _optimized(x, setting.rows), block)
+    kept.warm = None  # a handle is optimized for a batch
+    yield kept
 
 
 class _Handle:

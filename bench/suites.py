@@ -28,7 +28,8 @@ QUICK_BATCHES, QUICK_ROUNDS = (1, 8, 16, 256), 3  # what --quick keeps of a suit
 class Suite:
     """Settings that are measured with the same families and shown together.
 
-    `threads` None means all that the run asks for; `weights` are names of weights.py.
+    `threads` None means all that the run asks for; `weights` are names of weights.py, and
+    `alone` those of them that one thread is measured on (None: all).
     """
 
     title: str
@@ -40,6 +41,7 @@ class Suite:
     quick: bool = False
     rounds: int = 5
     weights: tuple[str, ...] = ("",)
+    alone: tuple[str, ...] | None = None
 
     def settings(
         self, threads: list[int], shapes: list[tuple[int, int]] | None = None, *, keep: bool = False
@@ -47,7 +49,8 @@ class Suite:
         """Every setting; `keep` all the threads, whatever the suite is for. A trained network has its own shape."""
         for count in threads:
             if keep or self.threads is None or count in self.threads:
-                for weight in self.weights:
+                some = self.weights if keep or count > 1 or self.alone is None else self.alone
+                for weight in some:
                     own = [SHAPES[weight]] if weight in SHAPES else shapes or self.shapes
                     yield from (Setting(*shape, count, self.hot, weight) for shape in own)
 
@@ -70,19 +73,23 @@ SUITES = {
     "ragged": Suite("Ragged shapes, hot", ((1000, 1000), (33, 130)), (1, 8, 64), hot=True, threads=(2,)),
     "sparse-csr": Suite(
         "CSR, zeros at random, cold", ((4096, 4096),), (1, 16, 64, 256), SPARSE_CSR,
-        weights=("random 0.8", "random 0.9", "random 0.95"), quick=True,
+        weights=("random 0.8", "random 0.9", "random 0.95"), alone=("random 0.9",), quick=True,
     ),
     "sparse-bsr": Suite(
         "BSR, 90 % zeros, cold", ((4096, 4096),), (1, 16, 256), SPARSE_BSR,
-        weights=tuple(f"bsr-{block} 0.9" for block in BLOCKS),
+        weights=tuple(f"bsr-{block} 0.9" for block in BLOCKS), alone=("bsr-16x16 0.9",),
     ),
     "sparse-bitmask": Suite(
         "bitmask and 2:4, cold", ((4096, 4096),), (1, 4, 16, 64, 256), SPARSE_BITMASK,
-        weights=("random 0.5", "random 0.7", "random 0.9"),
+        weights=("random 0.5", "random 0.7", "random 0.9"), alone=("random 0.5",),
     ),
     "sparse-grid": Suite(
-        "Every layout by sparsity, cold", ((768, 768), (3072, 768), (4096, 4096), (11008, 4096)), (1, 16, 256),
+        "Every layout by sparsity, cold", ((768, 768), (3072, 768), (4096, 4096)), (1, 16, 256),
         ("sparse:numpy", "sparse:grid"), threads=(1,), weights=GRID, rounds=3,
+    ),
+    "sparse-grid-large": Suite(
+        "Every layout by sparsity, a large layer, cold", ((11008, 4096),), (1, 16), ("sparse:numpy", "sparse:grid"),
+        threads=(1,), weights=("random 0.5", "random 0.7", "random 0.9", "random 0.95"), rounds=3,
     ),
     "sparse-real": Suite(
         "Trained networks, cold", (), (1, 16), ("sparse:real_numpy", "sparse:scipy_real", "sparse:real"), threads=(2,),

@@ -6,6 +6,7 @@ them); ``minilm 0.5``: the 36 matrices of all-MiniLM-L6-v2's layers, each pruned
 
 from __future__ import annotations
 
+import functools
 import gzip
 import sys
 from pathlib import Path
@@ -57,10 +58,15 @@ def blocksize(name: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def normal(rows: int, cols: int) -> np.ndarray:
+@functools.lru_cache(1)
+def _normal(rows: int, cols: int) -> np.ndarray:
     w = np.random.default_rng(0).standard_normal((rows, cols), np.float32)
     w *= np.float32(0.02)
     return w
+
+
+def normal(rows: int, cols: int) -> np.ndarray:
+    return _normal(rows, cols).copy()
 
 
 def weights(rows: int, cols: int, name: str) -> dict[str, np.ndarray]:
