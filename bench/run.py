@@ -1,7 +1,8 @@
 """Measure pumice beside its peers in one run: ``python bench/run.py [SUITE ...] [--quick] [--json F] [--write]``.
 
-Without a suite all but the sparse ones run (25 minutes; ``--quick`` 5), with ``sparse`` those. The numbers of every round go to build/bench/results.json,
-tables and plots beside it; ``--write`` puts them into docs/performance.md.
+Without a suite all but the sparse ones run (25 minutes; ``--quick`` 5), with ``sparse`` those (a quarter of an hour).
+The numbers of every round go to build/bench/results.json, tables and plots beside it; ``--write`` puts them into
+docs/performance.md.
 
     python bench/run.py dense --batches 1 4 --rounds 7 --threads 2 --json out.json
     python bench/run.py sparse-csr --weights "random 0.9" --batches 1
@@ -60,7 +61,7 @@ def parse() -> argparse.Namespace:
     add("--threads", nargs="+", type=int, help="1 2 without it; some suites are for 2 only unless this says otherwise")
     add("--shape", nargs="+", type=shape, dest="shapes", metavar="RxC", help="instead of each suite's own")
     add("--weights", nargs="+", metavar="NAME", help="instead of each suite's own: names of weights.py")
-    add("--families", nargs="+", metavar="NAME", help="keep these functions of cases.py, peers.py, probes.py and sparse.py only")
+    add("--families", nargs="+", metavar="NAME", help="keep these functions of the suites' modules only")
     add("--json", type=Path, metavar="F", help="where the results go (build/bench/results.json)")
     add("--from", nargs="+", type=Path, dest="read", metavar="F", help="show these results instead of measuring")
     add("--write", action="store_true", help="put tables and plots into docs/")

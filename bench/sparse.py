@@ -270,7 +270,7 @@ def _optimized(x: np.ndarray, rows: int) -> Any:
     batch = len(x)
     t = _transposed(x) if batch > 1 else x[0]
     descriptor = interface.matrix_descr()
-    as_float = ctypes.POINTER(ctypes.c_float)
+    as_float, shape = ctypes.POINTER(ctypes.c_float), (101, t, batch, batch)
 
     def product(c: _Handle) -> np.ndarray:
         c.optimize(batch)
@@ -279,7 +279,7 @@ def _optimized(x: np.ndarray, rows: int) -> Any:
         if batch == 1:
             status = interface.MKL._mkl_sparse_s_mv(10, 1.0, c.handle, descriptor, t, 0.0, y.reshape(-1))
         else:
-            status = interface.MKL._mkl_sparse_s_mm(10, 1.0, c.handle, descriptor, 101, t, batch, batch, 0.0, out, batch)
+            status = interface.MKL._mkl_sparse_s_mm(10, 1.0, c.handle, descriptor, *shape, 0.0, out, batch)
         if status:
             raise RuntimeError(f"MKL: status {status}")
         return y.T

@@ -1,9 +1,10 @@
-"""Results of the sparse suites as Markdown: tables with the dense int4 column, where layouts stop paying, the targets."""
+"""Results of the sparse suites as Markdown: the dense int4 column always, where layouts stop paying, the targets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from results import NUMPY, Results, Row, judge
@@ -42,7 +43,7 @@ def name_of(row: Row) -> str:
 
 def by_batch(results: Results, suite: str) -> str:
     """For each setting, case by batch: ms (fastest peer / it, dense int8 / it, dense int4 / it)."""
-    parts = ["Milliseconds (fastest peer / it, our dense int8 / it, our dense int4-g128 / it, of the same activations):"]
+    parts = ["Milliseconds (fastest peer / it, our dense int8 / it, our dense int4-g128 / it; the same activations):"]
     for setting in results.settings(suite):
         rows = results.at(setting)
         batches = list(dict.fromkeys(row.batch for row in rows))
@@ -87,8 +88,8 @@ def crossings(results: Results) -> str:
     full = [(*line, *[""] * (width - len(line))) for line in lines]
     headings = ("shape", "layout", "smaller than int4-g128", *(f"batch {b}" for b in batches[: width - 3]))
     legend = (
-        "From which share of zeros a layout is smaller than our dense int4-g128, and faster than float32 NumPy / our dense "
-        "int8 / our dense int4-g128 (int16 activations), up to 95 %, on straight lines between the points; `-`: never. "
+        "From which share of zeros a layout is smaller than our dense int4-g128, and faster than float32 NumPy / our "
+        "dense int8 / our dense int4-g128 (int16 activations), up to 95 %, on straight lines between the points; `-`: never. "
         "2:4 is measured at 50 % only, where it is."
     )
     return "\n\n".join([*parts, legend, table(headings, full, left=2)])
@@ -125,7 +126,7 @@ def crossing(points: Sequence[tuple[float, float]]) -> float | None:
     """Where the ratio passes 1 for good; the first sparsity if it is above 1 all along, None if it ends below."""
     if not points or points[-1][1] < 1:
         return None
-    for (low, below), (high, above) in reversed(list(zip(points, points[1:], strict=False))):
+    for (low, below), (high, above) in reversed(list(pairwise(points))):
         if below < 1:
             share = -np.log(below) / (np.log(above) - np.log(below))
             return float(low + share * (high - low))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from results import FLOAT_PEAK, INT8_PEAK, NUMPY, PROBE, READ, Results, Row, Verdict, judge, share
+from results import FLOAT_PEAK, INT8_PEAK, PROBE, READ, Results, Row, Verdict, judge, share
 from sparse_tables import mark, sparse_blocks, table
 from suites import SPARSE, SUITES
 
