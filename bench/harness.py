@@ -76,6 +76,8 @@ class Case:
         Gives the bytes in memory of ``copies[0]``: asked after a product, which may prepack.
     checked : int or None
         Weights that y is held against, `ORACLE_WEIGHTS` if None.
+    slice : float
+        Seconds that it is timed for, a round, at least.
     warm : int or None
         Rows of x that prepare a copy for any larger batch, where that is not the batch itself.
     """
@@ -92,6 +94,7 @@ class Case:
     resident: Callable[[], int] | None = None
     checked: int | None = None
     warm: int | None = None
+    slice: float = SLICE
     errors: dict[int, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -249,9 +252,9 @@ def timed(case: Case, batch: int, cols: int) -> tuple[float, float | None]:
         for copy in islice(case.turns, count):
             product(copy)
         seconds = time.perf_counter() - start
-        if seconds >= SLICE:
+        if seconds >= case.slice:
             return seconds / count / case.products, case.errors[batch]
-        count = max(2 * count, int(1.1 * count * SLICE / max(seconds, 1e-9)))
+        count = max(2 * count, int(1.1 * count * case.slice / max(seconds, 1e-9)))
 
 
 def spread(count: int, most: int) -> np.ndarray:

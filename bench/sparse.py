@@ -20,6 +20,7 @@ from harness import Case, Setting, Skip
 from results import NUMPY
 
 CHECKED = 1 << 21  # weights that y is held against
+SLICE = 0.02  # seconds of a case of the grid
 WARM = 16  # rows that prepare a copy for any larger batch
 BOTH = ("int16", "int8")
 DENSE = {"int8": BOTH, "int4-g128": BOTH}
@@ -152,7 +153,7 @@ def grid(setting: Setting) -> Iterator[Case | Skip]:
         schemes = {f"bsr-{block}": ("",)} | ({"bsr-16x4+int8": one} if block == "16x4" else {})
         cases += pumice(setting, schemes, f"bsr-{block} {share}")
     for case in cases:
-        case.checked = 1 << 19
+        case.checked, case.slice = 1 << 19, SLICE
     yield from cases
 
 

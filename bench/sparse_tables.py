@@ -55,8 +55,21 @@ def by_batch(results: Results, suite: str) -> str:
             error = "" if first.error is None else f"{first.error:.0e}"
             lines.append((case, f"{first.bits / 8:.3f}", stored(first), *cells, error))
         headings = ("case", "bytes per weight", "resident MB", *(f"batch {b}" for b in batches), "error")
-        parts += [f"### {setting}", table(headings, lines)]
+        parts += [f"### {setting}", lost(results, setting), table(headings, lines)]
     return "\n\n".join(parts)
+
+
+def lost(results: Results, setting: str) -> str:
+    """How often our sparse layouts lose, in a sentence."""
+    rows = [row for row in results.at(setting) if row.ours and row.facts.get("sparsity") and not is_dense(row)]
+    peers = [verdict.ratio for row in rows if (verdict := judge(row, results.at(setting, row.batch)))]
+    dense = [r for row in rows if (r := against(row, results.at(setting, row.batch), INT4)) is not None]
+    losses = [f"{sum(r < 1 for r in found)} of {len(found)}" for found in (peers, dense)]
+    return f"Sparse layouts lose {losses[0]} comparisons to the fastest peer, {losses[1]} to our dense int4-g128."
+
+
+def is_dense(row: Row) -> bool:
+    return row.case.removeprefix("pumice ").startswith(("int", "bfloat16", "float"))
 
 
 def cell(row: Row, same: Sequence[Row]) -> str:
@@ -89,7 +102,7 @@ def crossings(results: Results) -> str:
     headings = ("shape", "layout", "smaller than int4-g128", *(f"batch {b}" for b in batches[: width - 3]))
     legend = (
         "From which share of zeros a layout is smaller than our dense int4-g128, and faster than float32 NumPy / our "
-        "dense int8 / our dense int4-g128 (int16 activations), up to 95 %, on straight lines between the points; `-`: never. "
+        "dense int8 / our dense int4-g128 (int16 activations), up to 95 %, on lines between the points; `-`: never. "
         "2:4 is measured at 50 % only, where it is."
     )
     return "\n\n".join([*parts, legend, table(headings, full, left=2)])
