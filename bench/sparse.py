@@ -20,7 +20,7 @@ from harness import Case, Setting, Skip
 from results import NUMPY
 
 CHECKED = 1 << 21  # weights that y is held against
-SLICE = 0.02  # seconds of a case of the grid
+SLICE, GRID_SLICE = 0.03, 0.02  # seconds that a case is timed for, a round: there are many
 WARM = 16  # rows that prepare a copy for any larger batch
 BOTH = ("int16", "int8")
 DENSE = {"int8": BOTH, "int4-g128": BOTH}
@@ -46,7 +46,7 @@ def numpy(setting: Setting) -> Iterator[Case | Skip]:
     if setting.weight in weights.SHAPES:
         case.facts["disk"] = disk(found(setting))
     case.exact = (lambda: ws[0]) if len(ws) == 1 else None
-    case.checked, case.warm = CHECKED, WARM
+    case.checked, case.warm, case.slice = CHECKED, WARM, SLICE
     yield case
 
 
@@ -85,7 +85,7 @@ def pumice(setting: Setting, schemes: dict[str, tuple[str, ...]], weight: str | 
                 f"pumice {scheme}" + (f", {mode} activations" if mode else ""), kind_of(scheme), nbytes // len(named),
                 copies, _products(list(named.values()), lambda x, c, mode=mode: c.linear(x, activations=mode or None)),
                 products=len(named), facts=dict(known), resident=lambda copies=copies: _resident(copies[0]),
-                checked=CHECKED, warm=WARM,
+                checked=CHECKED, warm=WARM, slice=SLICE,
             )  # fmt: skip
             if len(named) == 1:
                 case.exact = next(iter(compact.values())).to_dense
@@ -153,7 +153,7 @@ def grid(setting: Setting) -> Iterator[Case | Skip]:
         schemes = {f"bsr-{block}": ("",)} | ({"bsr-16x4+int8": one} if block == "16x4" else {})
         cases += pumice(setting, schemes, f"bsr-{block} {share}")
     for case in cases:
-        case.checked, case.slice = 1 << 19, SLICE
+        case.checked, case.slice = 1 << 19, GRID_SLICE
     yield from cases
 
 
@@ -186,7 +186,9 @@ def _sparse_case(setting: Setting, name: str, build: Callable[[Any], Any], prepa
     nbytes = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
     copies = [build(matrix.copy()) for _ in range(setting.copies(nbytes))]
     known = facts(setting) | {"resident": nbytes}
-    return Case(name, "float32", nbytes, copies, prepare, lambda: w, facts=known, checked=CHECKED, warm=WARM)
+    return Case(
+        name, "float32", nbytes, copies, prepare, lambda: w, facts=known, checked=CHECKED, warm=WARM, slice=SLICE
+    )
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
