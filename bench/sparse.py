@@ -79,7 +79,7 @@ def pumice(setting: Setting, schemes: dict[str, tuple[str, ...]], weight: str | 
         if setting.weight in weights.SHAPES:
             known["disk"] = disk(compact)
         if setting.weight.startswith("minilm"):
-            known["cosine"] = weights.minilm_cosine(weights.minilm(), dict(compact))
+            known["cosine"] = weights.minilm_cosine(dict(compact))
         for mode in modes:
             case = Case(
                 f"pumice {scheme}" + (f", {mode} activations" if mode else ""), kind_of(scheme), nbytes // len(named),
@@ -171,7 +171,7 @@ def real_numpy(setting: Setting) -> Iterator[Case | Skip]:
     for case in numpy(setting):
         assert isinstance(case, Case)
         if setting.weight.startswith("minilm"):
-            case.facts["cosine"] = weights.minilm_cosine(weights.minilm(), found(setting))
+            case.facts["cosine"] = weights.minilm_cosine(found(setting))
         yield case
 
 

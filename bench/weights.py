@@ -114,12 +114,19 @@ def examples() -> Any:
     return demo
 
 
-def minilm() -> dict[str, np.ndarray]:
-    import pumice as pm
-
+@functools.lru_cache
+def minilm_folder() -> Path:
     folder = examples().real_model()
     if folder is None:
         raise MissingError("all-MiniLM-L6-v2 could not be fetched")
+    return Path(folder)
+
+
+@functools.lru_cache
+def minilm() -> dict[str, np.ndarray]:
+    import pumice as pm
+
+    folder = minilm_folder()
     return {name: np.asarray(value) for name, value in pm.load(folder).items()}
 
 
@@ -130,10 +137,16 @@ def minilm_layers(model: dict[str, np.ndarray], share: float) -> dict[str, np.nd
     return dict(pm.prune(layers, share)) if share else layers
 
 
-def minilm_cosine(model: dict[str, np.ndarray], layers: dict[str, Any]) -> float:
-    """Mean cosine of sentence embeddings with these layers to those of the model as it was trained."""
+@functools.lru_cache
+def minilm_page() -> tuple[list[list[int]], np.ndarray]:
+    """The sentences, and their embeddings by the model as it was trained."""
     demo = examples()
-    tokens = demo.WordPiece.load(demo.real_model() / "vocab.txt")
+    tokens = demo.WordPiece.load(minilm_folder() / "vocab.txt")
     page = [tokens.encode(text) for text in demo.read_page()]
-    vectors = demo.embed(model | layers, page)
-    return float(np.mean(np.sum(vectors * demo.embed(model, page), axis=1)))
+    return page, demo.embed(minilm(), page)
+
+
+def minilm_cosine(layers: dict[str, Any]) -> float:
+    """Mean cosine of sentence embeddings with these layers to those of the model as it was trained."""
+    page, exact = minilm_page()
+    return float(np.mean(np.sum(examples().embed(minilm() | layers, page) * exact, axis=1)))
