@@ -93,7 +93,7 @@ SUITES = {
     ),
     "sparse-real": Suite(
         "Trained networks, cold", (), (1, 16), ("sparse:real_numpy", "sparse:scipy_real", "sparse:real"), threads=(2,),
-        weights=tuple(SHAPES),
+        weights=tuple(SHAPES), rounds=3,
     ),
     "sparse-convert": Suite(
         "From dense, cold", ((4096, 4096),), (1,), ("sparse:convert_scipy", "sparse:convert"), threads=(2,),
