@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "formats/bitmask.hpp"
+#include "formats/halves.hpp"
 #include "formats/integer.hpp"
 #include "status.hpp"
 #include "views.hpp"
@@ -23,9 +24,14 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, const flo
             formats::Groups g, uint8_t* packed) noexcept;
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
             formats::Groups g, uint8_t flip, float* w) noexcept;
+void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes) noexcept;
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept;
 // packed[i] = row ids[i]
 void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed) noexcept;
+
+// The flat index of the first finite value that rounds to infinity, or -1.
+int64_t encode_halves(const float* values, bool bfloat16, int64_t count, uint16_t* bits) noexcept;
+void decode_halves(const uint16_t* bits, bool bfloat16, int64_t count, float* values) noexcept;
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept;
 Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept;

@@ -1,5 +1,6 @@
 // Dense weights: codes and panels, and products.
 #include <algorithm>
+#include <atomic>
 
 #include "dispatch/api.hpp"
 #include "dispatch/panels.hpp"
@@ -45,6 +46,10 @@ void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, co
           [&](Range r) { formats::decode(packed, scales, zeros, minima, g, flip, r.begin, r.end, w); });
 }
 
+void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes) noexcept {
+  on_pool(rows, 1, rows * cols * 4, [&](Range r) { formats::unpack(packed, cols, bits, r.begin, r.end, codes); });
+}
+
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept {
   const int64_t cost = rows * row_words(cols, bits) * (unit_of(bits).high ? kEncodeBytesPerCode : 8);
   on_pool(ceil_div(rows, kPanelRows), 1, cost,
@@ -56,6 +61,21 @@ void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t
   on_pool(count, 1, count * bytes * (unit_of(bits).high ? 10 : 2), [&](Range r) {
     for (int64_t i = r.begin; i < r.end; ++i) formats::unprepack(panels, ids[i], cols, bits, packed + i * bytes);
   });
+}
+
+int64_t encode_halves(const float* values, bool bfloat16, int64_t count, uint16_t* bits) noexcept {
+  std::atomic<int64_t> first{count};
+  on_pool(count, 64, count * 8, [&](Range r) {
+    const int64_t bad = formats::encode_halves(values, bfloat16, r.begin, r.end, bits);
+    int64_t known = first.load();
+    while (bad >= 0 && bad < known && !first.compare_exchange_weak(known, bad)) {
+    }
+  });
+  return first.load() == count ? -1 : first.load();
+}
+
+void decode_halves(const uint16_t* bits, bool bfloat16, int64_t count, float* values) noexcept {
+  on_pool(count, 64, count * 6, [&](Range r) { formats::decode_halves(bits, bfloat16, r.begin, r.end, values); });
 }
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept {

@@ -26,6 +26,15 @@ int64_t count_bits(const uint8_t* row, int64_t bytes) noexcept {
 template <class T, T kSign>
 void mark(const T* values, int64_t cols, uint8_t* row) noexcept {
   int64_t c = 0;
+  for (; c + 64 <= cols; c += 64) {
+    uint8_t flags[64];
+    for (int i = 0; i < 64; ++i) flags[i] = (values[c + i] & static_cast<T>(~kSign)) != 0;
+    for (int byte = 0; byte < 8; ++byte) {
+      uint64_t eight;
+      std::memcpy(&eight, flags + byte * 8, 8);
+      row[c / 8 + byte] = static_cast<uint8_t>(eight * 0x0102040810204080u >> 56);  // bit i of the top byte from byte i
+    }
+  }
   for (; c + 8 <= cols; c += 8) {
     unsigned bits = 0;
     for (int i = 0; i < 8; ++i) bits |= static_cast<unsigned>((values[c + i] & static_cast<T>(~kSign)) != 0) << i;

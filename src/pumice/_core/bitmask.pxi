@@ -11,7 +11,9 @@ cdef int64_t mask_bytes(int64_t cols) noexcept:
 
 cdef const void* address(array) except? NULL:
     """Of the first element of a C-contiguous array of any dtype."""
-    cdef const uint8_t[::1] flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if not array.flags.c_contiguous:
+        raise ValueError(f"values: expected a C-contiguous array, got strides {array.strides}")
+    cdef const uint8_t[::1] flat = array.reshape(-1).view(np.uint8)
     return &flat[0]
 
 

@@ -88,7 +88,6 @@ cdef extern from "formats/integer.hpp" namespace "pumice::formats" nogil:
     int64_t row_bytes(int64_t cols, int bits)
     int64_t first_nonfinite(const float* values, int64_t count)
     int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed)
-    void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* codes)
 
 
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
@@ -112,8 +111,11 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
                 uint8_t* packed)
     void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
                 Groups g, uint8_t flip, float* w)
+    void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes)
     void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels)
     void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed)
+    int64_t encode_halves(const float* values, bint bfloat16, int64_t count, uint16_t* bits)
+    void decode_halves(const uint16_t* bits, bint bfloat16, int64_t count, float* values)
     Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
     Status matmul_dense_half(const DenseHalf& w, const Operands& io)
     void find_places(const void* values, Values type, int64_t rows, int64_t cols, int kept, int of, uint8_t* bitmask,

@@ -111,6 +111,15 @@ def check_bsr(
     """("", -1) if indptr rises from 0 to len(indices) and each row's indices are sorted, unique and < block_cols;
     else the broken rule and the first bad row."""
 
+def encode_halves(values: F32, bfloat16: bool) -> tuple[NDArray[np.uint16], int]:
+    """Patterns of float16 or bfloat16, rounded half to even, of a C-contiguous array.
+
+    And the flat index of the first finite value that rounds to infinity, -1 without one.
+    """
+
+def decode_halves(bits: NDArray[np.uint16], bfloat16: bool) -> F32:
+    """The float32 values of patterns, a C-contiguous array."""
+
 def find_places(values: NDArray[Any], name: str, kept: int = 0, of: int = 1) -> tuple[U8, NDArray[np.int64]]:
     """Bitmask (rows, ceil(cols / 8)) of what is not 0, and counts (rows,).
 

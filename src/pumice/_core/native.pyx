@@ -150,8 +150,28 @@ def unpack_codes(const uint8_t[:, ::1] packed not None, int bits, int64_t cols):
     codes = np.empty((rows, cols), np.uint8)
     cdef uint8_t[:, ::1] out = codes
     with nogil:
-        cpp.unpack(&packed[0, 0], cols, bits, 0, rows, &out[0, 0])
+        cpp.unpack(&packed[0, 0], rows, cols, bits, &out[0, 0])
     return codes
+
+
+def encode_halves(values not None, bint bfloat16):
+    cdef const float[::1] flat = values.reshape(-1)
+    bits_array = np.empty(values.shape, np.uint16)
+    cdef uint16_t[::1] bits = bits_array.reshape(-1)
+    cdef int64_t count = flat.shape[0], bad
+    with nogil:
+        bad = cpp.encode_halves(&flat[0], bfloat16, count, &bits[0])
+    return bits_array, bad
+
+
+def decode_halves(bits not None, bint bfloat16):
+    cdef const uint16_t[::1] flat = bits.reshape(-1)
+    values_array = np.empty(bits.shape, np.float32)
+    cdef float[::1] values = values_array.reshape(-1)
+    cdef int64_t count = flat.shape[0]
+    with nogil:
+        cpp.decode_halves(&flat[0], bfloat16, count, &values[0])
+    return values_array
 
 
 cdef int check_kernel_bits(int bits) except -1:

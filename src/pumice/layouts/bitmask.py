@@ -23,7 +23,7 @@ from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
 from pumice.values.integer import FLOAT32_KERNEL_BATCH, SCALE_DTYPES, check_scales, to_panels
 
 PANEL = 16  # rows of a panel of the prepacked form
-PANEL_WEIGHTS = 1 << 21  # weights that are encoded at a time
+PANEL_WEIGHTS = 1 << 17  # weights that are encoded at a time
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 
 

@@ -138,9 +138,9 @@ class Integer(Codec):
     def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
         """Signed codes (rows, cols), so that a hole is exactly 0, and scales (rows, groups)."""
         arrays = self.encode(w, scheme, scale_dtype)
-        codes = self.codes(arrays, w.shape[1])
+        codes = arrays["packed"][:, : w.shape[1]] if self.bits == 8 else self.codes(arrays, w.shape[1])
         codes -= np.uint8(1 << (self.bits - 1))  # modulo 256
-        return codes.view(np.int8), arrays["scale"]
+        return np.ascontiguousarray(codes).view(np.int8), arrays["scale"]
 
     def pack(self, codes: NDArray[np.uint8]) -> Arrays:
         """The array that holds these codes (rows, cols)."""
