@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm lint bench bench-compare promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
+	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -96,6 +97,9 @@ $(PEERS)/peers: pyproject.toml
 bench: $(PEERS)/peers
 	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/built
 	@$(PEERS)/bin/python bench/run.py $(SUITES) $(if $(QUICK),--quick) $(if $(WRITE),--write) $(if $(JSON),--json $(JSON))
+
+bench-sparse: $(PEERS)/peers
+	@$(MAKE) --no-print-directory bench SUITES="$(or $(SUITES),sparse)" JSON=$(or $(JSON),build/bench/sparse.json)
 
 bench-compare:
 	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }

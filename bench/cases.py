@@ -1,33 +1,18 @@
-"""pumice, NumPy and SciPy: families of cases, each a function of a setting. All of them get the same weights."""
+"""pumice and NumPy, dense: families of cases, each a function of a setting. All of them get the same weights."""
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import Case, Setting, Skip
 from results import NUMPY
-
-LYRA = Path(__file__).parents[1] / "tests" / "data" / "lyra_conv_to_gates.raw.gz"
+from weights import normal
 
 
 def dense_weight(setting: Setting) -> np.ndarray:
-    w = np.random.default_rng(0).standard_normal((setting.rows, setting.cols), np.float32)
-    w *= np.float32(0.02)
-    return w
-
-
-def pruned_weight(setting: Setting) -> np.ndarray:
-    w = dense_weight(setting)
-    w[np.random.default_rng(1).random(w.shape) < 0.9] = 0
-    return w
-
-
-def lyra_weight(setting: Setting) -> np.ndarray:
-    return np.frombuffer(gzip.decompress(LYRA.read_bytes()), "<f4").reshape(setting.rows, setting.cols)
+    return normal(setting.rows, setting.cols)
 
 
 def kind_of(scheme: str) -> str:
@@ -38,18 +23,6 @@ def kind_of(scheme: str) -> str:
 def _numpy(w: np.ndarray, setting: Setting) -> Iterator[Case]:
     copies = [w, *(w.copy() for _ in range(setting.copies(w.nbytes) - 1))]
     yield Case(NUMPY, "float32", w.nbytes, copies, lambda x: lambda c: x @ c.T, lambda: w)
-
-
-def _scipy(w: np.ndarray, setting: Setting, blocksize: tuple[int, int] | None = None) -> Iterator[Case]:
-    import scipy.sparse as sp
-
-    matrix = sp.csr_array(w)
-    if blocksize is not None:
-        matrix = matrix.tobsr(blocksize)
-    form = matrix.format
-    nbytes = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
-    copies = [matrix.copy() for _ in range(setting.copies(nbytes))]
-    yield Case(f"SciPy {form} float32", "float32", nbytes, copies, lambda x: lambda c: (c @ x.T).T, lambda: w)
 
 
 def _pumice(w: np.ndarray, setting: Setting, scheme: str, *modes: str) -> Iterator[Case]:
@@ -90,47 +63,3 @@ def dense_int8(setting: Setting) -> Iterator[Case | Skip]:
 
 def dense_bfloat16(setting: Setting) -> Iterator[Case | Skip]:
     yield from _pumice(dense_weight(setting), setting, "bfloat16", "float32")
-
-
-def csr_numpy(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _numpy(pruned_weight(setting), setting)
-
-
-def csr_scipy(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _scipy(pruned_weight(setting), setting)
-
-
-def csr_float32(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _pumice(pruned_weight(setting), setting, "csr", "float32")
-
-
-def csr_int8(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _pumice(pruned_weight(setting), setting, "csr+int8", "int16")
-
-
-def lyra_numpy(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _numpy(lyra_weight(setting), setting)
-
-
-def lyra_scipy(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _scipy(lyra_weight(setting), setting)
-
-
-def lyra_scipy_bsr(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _scipy(lyra_weight(setting), setting, (4, 4))
-
-
-def lyra_csr(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _pumice(lyra_weight(setting), setting, "csr", "float32")
-
-
-def lyra_csr_int8(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _pumice(lyra_weight(setting), setting, "csr+int8", "int16")
-
-
-def lyra_bsr(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _pumice(lyra_weight(setting), setting, "bsr-4x4", "float32")
-
-
-def lyra_bsr_int8(setting: Setting) -> Iterator[Case | Skip]:
-    yield from _pumice(lyra_weight(setting), setting, "bsr-4x4+int8", "int16")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import weights
 from machine import clean_environment, cold_bytes
 from results import OURS, Row
 
@@ -36,6 +37,7 @@ class Setting:
     cols: int
     threads: int
     hot: bool = False
+    weight: str = ""  # a name of weights.py; "" has no zeros
 
     def copies(self, nbytes: int) -> int:
         """As many copies as make the weights cold; one weight beyond the caches evicts itself."""
@@ -43,7 +45,9 @@ class Setting:
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{self.rows} x {self.cols}, {'hot' if self.hot else 'cold'}, {threads}"
+        shape = "mean of 36" if self.weight.startswith("minilm") else f"{self.rows} x {self.cols}"
+        kind = f", {weights.prose(self.weight)}" if self.weight else ""
+        return f"{shape}{kind}, {'hot' if self.hot else 'cold'}, {threads}"
 
 
 @dataclass
@@ -66,6 +70,16 @@ class Case:
         Products that one call computes; its time is divided by them.
     operations : float
         Of a call of a probe; a product has 2 * batch * rows * cols.
+    facts : dict
+        What else is to be said of it in numbers: they go into its rows.
+    resident : callable or None
+        Gives the bytes in memory of ``copies[0]``: asked after a product, which may prepack.
+    checked : int or None
+        Weights that y is held against, `ORACLE_WEIGHTS` if None.
+    slice : float
+        Seconds that it is timed for, a round, at least.
+    warm : int or None
+        Rows of x that prepare a copy for any larger batch, where that is not the batch itself.
     """
 
     name: str
@@ -76,6 +90,11 @@ class Case:
     exact: Callable[[], np.ndarray] | None = None
     products: int = 1
     operations: float = 0.0
+    facts: dict[str, float] = field(default_factory=dict)
+    resident: Callable[[], int] | None = None
+    checked: int | None = None
+    warm: int | None = None
+    slice: float = SLICE
     errors: dict[int, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,7 +106,7 @@ class Case:
         if self.exact is None:
             return None
         w = self.exact()
-        rows = spread(len(w), max(1, ORACLE_WEIGHTS // w.shape[1]))
+        rows = spread(len(w), max(1, (self.checked or ORACLE_WEIGHTS) // w.shape[1]))
         return rows, w[rows]
 
 
@@ -140,6 +159,7 @@ def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: 
     order = np.random.default_rng(batch)
     times: list[list[float]] = [[] for _ in cases]
     errors: list[float | None] = [None] * len(cases)
+    facts: list[dict[str, float]] = [{} for _ in cases]
     failed: dict[int, str] = {}
     for _ in range(rounds):
         for j in order.permutation(len(cases)):
@@ -155,6 +175,7 @@ def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: 
                 continue
             times[j].append(answer["seconds"] * 1e3)
             errors[j] = answer["error"]
+            facts[j] = answer["facts"]
     found = []
     for j, (_, _, case) in enumerate(cases):
         if j in failed:
@@ -164,7 +185,7 @@ def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: 
         operations = case["operations"] or 2.0 * batch * setting.rows * setting.cols
         row = Row(
             suite, str(setting), case["name"], case["kind"], batch, setting.rows, setting.cols, setting.threads,
-            setting.hot, case["nbytes"], operations, case["copies"], times[j], errors[j],
+            setting.hot, case["nbytes"], operations, case["copies"], times[j], errors[j], facts[j],
         )  # fmt: skip
         found.append(row)
     return found
@@ -202,7 +223,7 @@ def serve(found: Iterator[Case | Skip], family: str, cols: int) -> None:
         index, batch = json.loads(line)
         try:
             seconds, error = timed(built[index], batch, cols)
-            answer: dict[str, Any] = {"seconds": seconds, "error": error}
+            answer: dict[str, Any] = {"seconds": seconds, "error": error, "facts": built[index].facts}
         except Exception as error:
             answer = {"failed": _line(error)}
         print(json.dumps(answer), flush=True)
@@ -219,8 +240,11 @@ def timed(case: Case, batch: int, cols: int) -> tuple[float, float | None]:
     if batch not in case.errors:
         y = np.asarray(product(case.copies[0]))
         case.errors[batch] = relative_error(x, y[:, case.oracle[0]], case.oracle[1]) if case.oracle else None
+        first = case.prepare(x[: case.warm]) if case.warm else product
         for copy in case.copies:  # first products prepack, and some libraries compile for each batch
-            product(copy)
+            first(copy)
+        if case.resident:
+            case.facts["resident"] = case.resident()
         time.sleep(REST)
     count = 1
     while True:  # the short turns warm the threads up, which were stopped
@@ -228,9 +252,9 @@ def timed(case: Case, batch: int, cols: int) -> tuple[float, float | None]:
         for copy in islice(case.turns, count):
             product(copy)
         seconds = time.perf_counter() - start
-        if seconds >= SLICE:
+        if seconds >= case.slice:
             return seconds / count / case.products, case.errors[batch]
-        count = max(2 * count, int(1.1 * count * SLICE / max(seconds, 1e-9)))
+        count = max(2 * count, int(1.1 * count * case.slice / max(seconds, 1e-9)))
 
 
 def spread(count: int, most: int) -> np.ndarray:

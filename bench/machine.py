@@ -17,7 +17,7 @@ import numpy as np
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PUMICE_NUM_THREADS")
 # Set on some machines for old builds of OpenBLAS; they choose a kernel below what the CPU has, and slow NumPy.
 SLOWING_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-PEERS = ("torch", "onnxruntime", "openvino", "scipy")
+PEERS = ("torch", "onnxruntime", "openvino", "scipy", "sparse_dot_mkl", "mkl")
 COLD_BYTES, MOST_COLD_BYTES = 128 << 20, 512 << 20
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 

@@ -1,19 +1,22 @@
-"""Results as four pictures of the main suite: bandwidth, arithmetic, ratio to the best peer, error against time."""
+"""Results as pictures: four of the main suite, and time against sparsity for each shape of the grid."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("agg")  # files only
 from matplotlib import pyplot
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
 from PIL import Image
 from results import FLOAT_PEAK, INT8_PEAK, OURS, PROBE, READ, Results, Row, judge
+from sparse_tables import GRIDS, RULERS, crossing, layouts, of_shape, plot_name, ratios, shapes
 
 WIDTH, DPI = 10, 100  # 1000 pixels
 COLORS = {"NumPy": "#7f7f7f", "torch": "#e0803a", "ONNX Runtime": "#3a78b8", "OpenVINO": "#8a63b0", OURS: "#1d8a5b"}
@@ -28,17 +31,18 @@ STYLE = {
 def draw_all(results: Results, folder: Path) -> list[Path]:
     """Draw what the results allow; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = results.of("dense")
-    settings = results.settings()[::-1]  # most threads first
-    if not settings:
-        return []
+    main = results.of("dense")
+    settings = main.settings()[::-1]  # most threads first
+    plots: dict[str, Callable[[], Any]] = {}
+    if settings:
+        found = {"bandwidth": bandwidth, "compute": compute, "ratio": ratio, "error": error}
+        plots = {name: partial(draw, main, settings) for name, draw in found.items()}
+    grid = Results(results.about, [row for row in results.rows if row.suite in GRIDS])
+    plots |= {plot_name(shape): partial(sparsity, of_shape(grid, shape), shape) for shape in shapes(grid)}
     drawn = []
-    plots: dict[str, Callable[[Results, list[str]], Any]] = {
-        "bandwidth": bandwidth, "compute": compute, "ratio": ratio, "error": error,
-    }  # fmt: skip
     with pyplot.rc_context(STYLE):
         for name, draw in plots.items():
-            figure = draw(results, settings)
+            figure = draw()
             path = folder / f"{name}.png"
             about = results.about
             where = f"{about.get('machine', '')}, ISA {about.get('ISA', '')}, {about.get('date', '')}"
@@ -178,6 +182,41 @@ def error(results: Results, settings: list[str]) -> Any:
     libraries = [Line2D([], [], color=shade, marker="o", linestyle="", label=name) for name, shade in COLORS.items()]
     kinds = [Line2D([], [], color="#444444", marker=m, linestyle="", label=kind) for kind, m in MARKERS.items()]
     figure.legend(handles=libraries + kinds, loc="outside upper center", ncols=9, columnspacing=1, handletextpad=0.2)
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    return figure
+
+
+RULES = {"float32 NumPy": ("#444444", ":"), "int8": ("#3a78b8", "--"), "int4-g128": ("#c0392b", "--")}
+
+
+def sparsity(rows: Sequence[Row], shape: str) -> Any:
+    """Lines: time by sparsity, one a layout, a panel a batch; the dense rulers, and where layouts pass the int4 one."""
+    batches = list(dict.fromkeys(row.batch for row in rows))
+    figure, axes = pyplot.subplots(1, len(batches), figsize=(WIDTH, 5.2), squeeze=False, layout="constrained")
+    shades = dict(zip(layouts(rows), pyplot.get_cmap("tab20").colors, strict=False))
+    for axis, batch in zip(axes[0], batches, strict=True):
+        here = [row for row in rows if row.batch == batch]
+        for name, case in RULERS.items():
+            line = sorted((row.facts["sparsity"], row.ms) for row in here if row.case == case)
+            shade, style = RULES[name]
+            axis.plot(*zip(*line, strict=True), color=shade, linestyle=style, linewidth=1.6, label=f"dense {name}")
+        for case, shade in shades.items():
+            line = sorted((row.facts["sparsity"], row.ms) for row in here if row.case == case)
+            axis.plot(
+                *zip(*line, strict=True), color=shade, marker="o", markersize=3.5, linewidth=1.4,
+                label=case.removeprefix("pumice ").removesuffix(", int16 activations"),
+            )  # fmt: skip
+            for ruler in RULERS.values():
+                at = crossing(ratios(rows, case, batch, ruler))
+                if at is not None and at > line[0][0]:
+                    time = np.exp(np.interp(at, [s for s, _ in line], np.log([ms for _, ms in line])))
+                    axis.plot(at, time, marker="x", color="black", markersize=7)
+        axis.set(yscale="log", xlabel="share of zeros", title=f"batch {batch}")
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        plain_logs(axis.yaxis)
+    axes[0][0].set_ylabel(f"milliseconds, {shape}, cold, 1 thread\n(x: from here on faster than a dense ruler)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5)
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     return figure
 

@@ -38,6 +38,7 @@ class Row:
     copies: int
     rounds: list[float]
     error: float | None
+    facts: dict[str, float] = field(default_factory=dict)  # sparsity, bytes on disk and resident, cosine, peak
 
     @property
     def ours(self) -> bool:
@@ -52,6 +53,11 @@ class Row:
         """Interquartile range over the median."""
         low, high = np.percentile(self.rounds, [25, 75])
         return float((high - low) / self.ms)
+
+    @property
+    def bits(self) -> float:
+        """Per weight, of those that a product reads."""
+        return 8 * self.nbytes / (self.rows * self.cols)
 
     @property
     def gbytes(self) -> float:

@@ -1,9 +1,11 @@
 """Measure pumice beside its peers in one run: ``python bench/run.py [SUITE ...] [--quick] [--json F] [--write]``.
 
-Without a suite all of them run (25 minutes; ``--quick`` 5). The numbers of every round go to build/bench/results.json,
-tables and plots beside it; ``--write`` puts them into docs/performance.md.
+Without a suite all but the sparse ones run (25 minutes; ``--quick`` 5), with ``sparse`` those (a quarter of an hour).
+The numbers of every round go to build/bench/results.json, tables and plots beside it; ``--write`` puts them into
+docs/performance.md.
 
     python bench/run.py dense --batches 1 4 --rounds 7 --threads 2 --json out.json
+    python bench/run.py sparse-csr --weights "random 0.9" --batches 1
     python bench/run.py dense --shape 2048x2048 --families dense_numpy dense_int4
 """
 
@@ -13,12 +15,13 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from harness import measure
 from machine import about
 from results import Results
-from suites import QUICK_BATCHES, QUICK_ROUNDS, SUITES
+from suites import FULL, QUICK_BATCHES, QUICK_ROUNDS, SPARSE, SUITES
 from tables import blocks, write_page
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +52,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    names = [*SUITES, "full"]
+    names = [*SUITES, "full", "sparse"]
     add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(names)}; without one, full")
     add("--suite", nargs="+", dest="more", default=[], metavar="SUITE", help="the same")
     add("--quick", action="store_true", help="fewer suites, batches and rounds")
@@ -57,7 +60,8 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, help="5 or 7 without it, by the suite")
     add("--threads", nargs="+", type=int, help="1 2 without it; some suites are for 2 only unless this says otherwise")
     add("--shape", nargs="+", type=shape, dest="shapes", metavar="RxC", help="instead of each suite's own")
-    add("--families", nargs="+", metavar="NAME", help="keep these functions of cases.py, peers.py and probes.py only")
+    add("--weights", nargs="+", metavar="NAME", help="instead of each suite's own: names of weights.py")
+    add("--families", nargs="+", metavar="NAME", help="keep these functions of the suites' modules only")
     add("--json", type=Path, metavar="F", help="where the results go (build/bench/results.json)")
     add("--from", nargs="+", type=Path, dest="read", metavar="F", help="show these results instead of measuring")
     add("--write", action="store_true", help="put tables and plots into docs/")
@@ -66,7 +70,8 @@ def parse() -> argparse.Namespace:
     for name in chosen:
         if name not in names:
             parser.error(f"suite: expected one of {', '.join(names)}, got {name!r}")
-    options.suites = list(SUITES) if "full" in chosen else chosen
+    groups = {"full": FULL, "sparse": SPARSE}
+    options.suites = list(dict.fromkeys(suite for name in chosen for suite in groups.get(name, [name])))
     if options.quick:
         options.suites = [name for name in options.suites if SUITES[name].quick] or options.suites
     return options
@@ -88,6 +93,8 @@ def run_suite(name: str, options: argparse.Namespace, results: Results) -> None:
     families = [f for f in suite.families if not options.families or f.split(":")[1] in options.families]
     print(f"{suite.title} ...", file=sys.stderr, flush=True)
     start = time.monotonic()
+    if options.weights:
+        suite = replace(suite, weights=tuple(options.weights))
     settings = list(suite.settings(threads, options.shapes, keep=options.threads is not None))
     if not settings:
         results.skipped.append(f"{suite.title}: it is for {suite.threads} threads")

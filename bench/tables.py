@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from results import FLOAT_PEAK, INT8_PEAK, NUMPY, PROBE, READ, Results, Row, Verdict, judge, share
-from suites import SUITES
+from results import FLOAT_PEAK, INT8_PEAK, PROBE, READ, Results, Row, Verdict, judge, share
+from sparse_tables import mark, sparse_blocks, table
+from suites import SPARSE, SUITES
 
 PLOTS = {
     "bandwidth": "GB/s of weights at batch 1 against the read ceiling",
@@ -18,19 +19,19 @@ PLOTS = {
 }
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose first `left` columns are flush left."""
-    rule = ["---" if i < left else "--:" for i in range(len(headings))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, rule, *rows))
-
-
 def blocks(results: Results) -> dict[str, str]:
-    """Block name -> Markdown: one for each suite that was measured, `losses` and `machine`."""
+    """Block name -> Markdown: one for each suite that was measured, `losses` and `machine`; the sparse ones' own."""
     found = {}
-    for name in dict.fromkeys(row.suite for row in results.rows):
-        makers: dict[str, Callable[[Results, str], str]] = {"dense": dense, "csr": beside_numpy, "lyra": beside_numpy}
-        found[name] = f"{makers.get(name, summary)(results.of(name), name)}\n\n{footer(results, name)}"
-    return found | {"losses": losses(results), "machine": facts(results)}
+    full = replace(results, rows=[row for row in results.rows if row.suite not in SPARSE])
+    for name in dict.fromkeys(row.suite for row in full.rows):
+        found[name] = f"{(dense if name == 'dense' else summary)(results.of(name), name)}\n\n{footer(results, name)}"
+    if full.rows:
+        found |= {"losses": losses(full), "machine": facts(results)}
+    sparse = sparse_blocks(results)
+    for name in sparse:
+        if name != "sparse-targets":
+            sparse[name] += f"\n\n{footer(results, name)}"
+    return found | sparse | ({"sparse-machine": facts(results)} if sparse else {})
 
 
 def facts(results: Results) -> str:
@@ -99,11 +100,6 @@ def versus(verdict: Verdict | None) -> str:
     return f"{mark(verdict.ratio)} {verdict.peer}"
 
 
-def mark(ratio: float) -> str:
-    """A ratio; a loss is bold."""
-    return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
-
-
 def error_of(row: Row) -> str:
     return "" if row.error is None else f"{row.error:.1e}"
 
@@ -161,24 +157,6 @@ def our_cases(results: Results, setting: str) -> list[str]:
 def ratios(row: Row, same: Sequence[Row]) -> str:
     verdicts = (judge(row, same, row.kind), judge(row, same))
     return ", ".join("no peer" if verdict is None else mark(verdict.ratio) for verdict in verdicts)
-
-
-def beside_numpy(results: Results, suite: str) -> str:
-    """One line a case and batch, ratios to NumPy round by round: for suites whose peers are few."""
-    lines = []
-    for setting in results.settings(suite):
-        for batch in dict.fromkeys(row.batch for row in results.at(setting)):
-            same = results.at(setting, batch)
-            base = next((np.array(row.rounds) for row in same if row.case == NUMPY), None)
-            for row in same:
-                ratio = "" if base is None else mark(float(np.median(base / np.array(row.rounds))))
-                cells = (
-                    row.case, str(batch), f"{row.nbytes:,}", f"{row.ms:.3f}", f"{row.spread:.0%}",
-                    f"{row.gbytes:.1f}", ratio, error_of(row),
-                )  # fmt: skip
-                lines.append(cells)
-    headings = ("case", "batch", "bytes", "ms", "spread", "GB/s", f"{NUMPY} / it", "relative rms error")
-    return table(headings, lines)
 
 
 # Losses.

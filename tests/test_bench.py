@@ -90,19 +90,59 @@ def test_a_run_without_losses_says_so(bench: Any) -> None:
     assert "no peer" in tables.blocks(run_of(bench, {OURS: [1.0], OTHER: [2.0]}, "small"))["small"]
 
 
-def test_sparse_suites_stand_beside_numpy(bench: Any) -> None:
-    tables, results = bench("tables"), bench("results")
-    text = tables.blocks(run_of(bench, {results.NUMPY: [8.0] * 3, OURS: [2.0] * 3}, "lyra"))["lyra"]
-    assert f"| {OURS} | 1 | 2,048 | 2.000 | 0% | 0.0 | 4.00 | 1.0e-03 |" in text
+def sparse_run(bench: Any, suite: str, weight: str, times: dict[str, dict[float, float]]) -> Any:
+    """Results of a batch of 1 with these milliseconds by share of zeros of each case."""
+    results, harness = bench("results"), bench("harness")
+    rows = []
+    for case, points in times.items():
+        for share, ms in points.items():
+            setting = str(harness.Setting(64, 64, 2, weight=weight.format(share)))
+            nbytes = 2048 if "int4" in case else int(16384 * (1 - share))
+            row = (suite, setting, case, "int8", 1, 64, 64, 2, False, nbytes, 8192.0, 3, [ms, ms], 1e-3)
+            rows.append(results.Row(*row, {"sparsity": share, "resident": 2048.0, "peak": 1.05}))
+    return results.Results({"machine": "a toaster"}, rows)
+
+
+def test_sparse_tables_have_dense_int4_beside_everything_and_say_which_targets_are_met(bench: Any) -> None:
+    tables = bench("tables")
+    times = {"MKL csr": {0.9: 3.0}, "pumice csr": {0.9: 2.0}, "pumice int4-g128, int16 activations": {0.9: 1.0}}
+    found = tables.blocks(sparse_run(bench, "sparse-csr", "random {}", times))
+    assert set(found) == {"sparse-csr", "sparse-targets", "sparse-machine"}
+    assert "| pumice csr | 0.400 | 0.00205 | 2 (1.50, -, **0.50**) | 1e-03 |" in found["sparse-csr"]
+    assert "1 of 1 targets are met" in found["sparse-targets"]
+    assert "| 90% zeros | csr | 1 | MKL csr | >= 1.5 | 1.50 | met |" in found["sparse-targets"]
+
+
+def test_the_grid_says_from_which_share_of_zeros_a_layout_pays(bench: Any) -> None:
+    sparse_tables = bench("sparse_tables")
+    rulers = {case: {0.5: 1.0, 0.9: 1.0} for case in sparse_tables.RULERS.values()}
+    times = rulers | {"pumice csr": {0.5: 2.0, 0.9: 0.5}, "pumice bitmask": {0.5: 0.9, 0.9: 1.5}}
+    found = bench("tables").blocks(sparse_run(bench, "sparse-grid", "random {}", times))["sparse-grid"]
+    assert "| 64 x 64 | csr | 84% | 70% / 70% / 70% |" in found
+    assert "| 64 x 64 | bitmask | 84% | - / - / - |" in found  # it pays at half zeros, and then no longer
+    assert sparse_tables.crossing([(0.5, 1.2), (0.9, 1.5)]) == 0.5
+
+
+def test_weights_have_the_zeros_that_their_names_say(bench: Any) -> None:
+    weights = bench("weights")
+    for name in ("random 0.5", "bsr-16x4 0.5", "2:4"):
+        w = weights.weights(128, 256, name)["w"]
+        assert np.mean(w == 0) == pytest.approx(weights.sparsity(name), abs=0.1), name
+    assert (np.count_nonzero(w.reshape(-1, 4), axis=1) == 2).all()
+    kept = np.abs(weights.weights(64, 64, "bsr-16x4 0.5")["w"]).reshape(4, 16, 16, 4).any(axis=(1, 3))
+    assert weights.weights(64, 64, "bsr-16x4 0.5")["w"].reshape(4, 16, 16, 4).transpose(0, 2, 1, 3)[kept].all()
+    assert weights.prose("bsr-16x4 0.9") == "90% zeros in blocks of 16x4"
+    assert weights.weights(0, 0, "lyra conv_to_gates")["conv_to_gates"].shape == (3072, 1024)
 
 
 def test_the_page_has_a_place_for_every_block(bench: Any, tmp_path: Path) -> None:
     tables, suites = bench("tables"), bench("suites")
+    names = {*suites.SUITES, "losses", "machine", "sparse-targets", "sparse-machine"} - {"sparse-grid-large"}
     page = tmp_path / "page.md"
     page.write_text((BENCH.parent / "docs" / "performance.md").read_text("utf-8"), "utf-8")
-    tables.write_page(page, {name: f"new {name}" for name in (*suites.SUITES, "losses", "machine")})
+    tables.write_page(page, {name: f"new {name}" for name in names})
     text = page.read_text("utf-8")
-    assert all(f"new {name}\n<!-- end -->" in text for name in suites.SUITES)
+    assert all(f"new {name}\n<!-- end -->" in text for name in names)
     with pytest.raises(SystemExit, match="expected one place for 'nowhere', found 0"):
         tables.write_page(page, {"nowhere": ""})
 
