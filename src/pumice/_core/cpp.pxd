@@ -64,13 +64,6 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t blockcols
         bint wide_indices
 
-    cdef enum class Values(int):
-        kFloat32
-        kFloat16
-        kBfloat16
-        kInt8
-        kInt4
-
     cdef struct CompressedRows:
         const int64_t* indptr
         const void* indices
