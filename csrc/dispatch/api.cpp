@@ -135,19 +135,23 @@ DenseInt transposed(const DenseInt& w, int64_t first, int64_t rows, uint8_t* scr
   return view;
 }
 
-// Runs kernel(view, rows) over all rows of w: what a thread gets, or of canonical weights what fits into scratch.
+// Runs kernel(view, rows) over all rows of w: what a thread gets, or of canonical weights what fits into scratch. It returns
+// false if it has no memory.
 template <class Kernel>
 Status for_panels(const DenseInt& w, int64_t batch, const Kernel& kernel) noexcept {
   std::atomic<bool> no_memory{false};
   const int64_t bytes = w.rows * words_of(w) * 4, align = kTilePanels * kPanelRows;
   on_pool(w.rows, align, bytes * std::max<int64_t>(1, batch / 4), [&](Range range) {
-    if (w.prepacked) return kernel(panels_of(w, range.begin, range.end - range.begin), range);
+    if (w.prepacked) {
+      if (!kernel(panels_of(w, range.begin, range.end - range.begin), range)) no_memory.store(true);
+      return;
+    }
     const int64_t per_group = w.minima ? 8 : 5;
     Workspace scratch((panel_words(w.cols, w.bits) * 4 + groups_of(w) * per_group) * align + 4 * 64);
     if (!scratch.get()) return no_memory.store(true);
     for (Range some{range.begin, 0}; some.begin < range.end; some.begin = some.end) {
       some.end = std::min(some.begin + align, range.end);
-      kernel(transposed(w, some.begin, some.end - some.begin, scratch.get()), some);
+      if (!kernel(transposed(w, some.begin, some.end - some.begin, scratch.get()), some)) return no_memory.store(true);
     }
   });
   return no_memory.load() ? Status::kNoMemory : Status::kOk;
@@ -169,8 +173,9 @@ Status matmul_dense_int_chunk(const DenseInt& w, const Operands& io, int64_t fir
                           units.end);
   });
   return for_panels(w, batch, [&](const DenseInt& panels, Range rows) {
-    kernel.matmul_int(panels, a, two_digits, io.y + first * w.rows + rows.begin, w.rows);
+    if (!kernel.matmul_int(panels, a, two_digits, io.y + first * w.rows + rows.begin, w.rows)) return false;
     finish_rows(io, w.rows, a.finite, first, batch, rows);
+    return true;
   });
 }
 
@@ -322,6 +327,7 @@ Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
     return for_panels(w, io.batch, [&](const DenseInt& panels, Range rows) {
       kernel.matmul_f32_int(panels, io.x, sums, io.batch, io.y + rows.begin, w.rows);
       finish_rows(io, w.rows, nullptr, 0, io.batch, rows);
+      return true;
     });
   }
   for (int64_t first = 0; first < io.batch; first += kBatchChunk) {

@@ -68,6 +68,7 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline void store_codes(uint8_t* p, Codes codes) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes.v); }
 inline Codes once(Codes codes) { return codes; }  // there are no registers to keep them in
 inline Codes flip(Codes v, uint32_t mask) {
   return {_mm256_xor_si256(v.v, _mm256_set1_epi32(static_cast<int32_t>(mask)))};
