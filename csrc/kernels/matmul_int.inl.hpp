@@ -323,11 +323,11 @@ TileRows tile_rows_of(int64_t count) {
   return {tile_rows<Sums<kBits, kTwoDigits, kRows>>, kPanels<kRows>, false};
 }
 
-// Bytes of a panel's widened codes, to whole units.
+// Bytes of a panel's widened codes, whole units of 32 columns: the largest of all widths.
 template <int kBits, bool kTwoDigits>
 int64_t wide_bytes(int64_t cols) {
   using W = WideSums<Dot<kBits, kTwoDigits>::kPlanes, 1>;
-  return ceil_div(cols, W::kUnit.cols) * W::kUnitBytes;
+  return ceil_div(cols, 32) * (32 / W::kUnit.cols) * W::kUnitBytes;
 }
 
 // The codes of one panel as WideSums reads them.
