@@ -1,6 +1,7 @@
 """Threads and batches: what a second thread and one more row of x cost or gain. ``python bench/threads.py [--write]``
 
-Every figure is the best of several medians: what disturbs only slows.
+In streams every figure is the best of several rounds: what disturbs only slows. After a pause it is the median.
+One thread and two take turns.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,11 @@ import pumice as pm
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
-SHAPES = ((64, 64), (384, 384), (1536, 384), (1024, 1024), (768, 3072), (4096, 4096))
+SHAPES = ((64, 64), (384, 384), (1536, 384), (1024, 1024), (768, 3072), (4096, 4096), (11008, 4096))
 BATCHES = (1, 8, 64)
 CLIFF_SHAPES = ((384, 384), (1024, 1024), (768, 3072))
 CLIFF_BATCHES = range(1, 41)
-PAUSE = 0.05  # seconds: workers are parked after it
+PAUSES = {0.001: 41, 0.005: 41, 0.05: 21}  # seconds, after which workers are parked: rounds
 
 
 def product(shape: tuple[int, int], scheme: str, batch: int, activations: str = "int8") -> Callable[[], object]:
@@ -47,37 +49,41 @@ def stream(run: Callable[[], object], seconds: float = 0.02, rounds: int = 9) ->
     return float(np.min(found))
 
 
-def lone(run: Callable[[], object], rounds: int = 15) -> float:
+def lone(run: Callable[[], object], pause: float) -> float:
     """Seconds of a call after a pause."""
-    found = []
-    for _ in range(rounds):
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return float(np.median(found))
+    time.sleep(pause)
+    return _once(run)
+
+
+def one_and_two(measure: Callable[[], float], rounds: int) -> np.ndarray:
+    """Seconds of every round with one thread and with two, (rounds, 2)."""
+    found = np.empty((rounds, 2))
+    for i in range(rounds):
+        for threads in (1, 2) if i % 2 else (2, 1):
+            pm.set_num_threads(threads)
+            found[i, threads - 1] = measure()
+    return found
 
 
 def second_thread() -> Iterator[str]:
-    yield "| product | stream, 1 thread | 2 threads | 2 / 1 | after a pause, 1 thread | 2 threads | 2 / 1 |"
-    yield "| --- | --: | --: | --: | --: | --: | --: |"
+    pauses = " | ".join(f"after {pause * 1e3:.0f} ms, 1 thread | 2 / 1" for pause in PAUSES)
+    yield f"| product | stream, 1 thread | 2 threads | 2 / 1 | {pauses} |"
+    yield "| --- | --: | --: | --: |" + " --: | --: |" * len(PAUSES)
     for shape in SHAPES:
         for batch in BATCHES:
-            run, cells = product(shape, "int8", batch), []
-            for measure in (stream, lone):
-                times = []
-                for threads in (1, 2):
-                    pm.set_num_threads(threads)
-                    run()
-                    times.append(measure(run))
-                cells += [f"{times[0] * 1e6:.1f}", f"{times[1] * 1e6:.1f}", f"{times[1] / times[0]:.2f}"]
+            run = product(shape, "int8", batch)
+            one, two = one_and_two(partial(stream, run, rounds=1), 9).min(axis=0)
+            cells = [f"{one * 1e6:.1f}", f"{two * 1e6:.1f}", f"{two / one:.2f}"]
+            for pause, rounds in PAUSES.items():
+                one, two = np.median(one_and_two(partial(lone, run, pause), rounds), axis=0)
+                cells += [f"{one * 1e6:.1f}", f"{two / one:.2f}"]
             yield f"| {shape[0]} x {shape[1]}, batch {batch} | " + " | ".join(cells) + " |"
 
 
 def wake() -> Iterator[str]:
     """Microseconds until a worker begins, by a C++ program on the pool alone."""
-    yield "| a worker begins, us | 5th percentile | median | 95th |"
-    yield "| --- | --: | --: | --: |"
+    yield "| a worker begins, us | 5th percentile | median | 95th | on its caller's CPU |"
+    yield "| --- | --: | --: | --: | --: |"
     with tempfile.TemporaryDirectory() as folder:
         sources = [
             ROOT / "bench" / "wake.cpp",

@@ -17,6 +17,9 @@ constexpr int32_t kOwnZeros = -1;   // in place of the zero of all codes: every 
 // How x enters the product (docs/formats.md, "Activations").
 enum class Activations : int { kInt16, kInt8, kFloat32 };
 
+// How a stored value of a sparse layout is written; int4 as unsigned codes, two in a byte, the first one in its low half.
+enum class Values : int { kFloat32, kFloat16, kBfloat16, kInt8, kInt4 };
+
 // Dense integer weights.
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the
@@ -30,10 +33,11 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 struct DenseInt {
   const uint8_t* codes;
   const void* scales;     // float, or float16 bits if half_scales
-  const uint8_t* zeros;   // null: every zero is 2^(bits-1), or 0 with minima
+  const uint8_t* zeros;   // or null
   int64_t rows, cols;
   int64_t group;          // columns of a group: a power of two >= 16, or >= cols
   int bits;               // 2, 3, 4, 5, 6 or 8
+  int32_t zero;           // of all codes where zeros is null: 2^(bits-1), or 0 with minima
   uint8_t flip;           // 0x80 if 8-bit codes rest as signed integers, else 0
   bool half_scales;
   bool prepacked;
@@ -67,8 +71,6 @@ static inline int64_t words_of(const DenseInt& w) {
   return w.prepacked ? panel_words(w.cols, w.bits) : row_words(w.cols, w.bits);
 }
 static inline int64_t groups_of(const DenseInt& w) { return w.group >= w.cols ? 1 : ceil_div(w.cols, w.group); }
-// The zero of all codes where `zeros` is null.
-static inline int32_t zero_of(const DenseInt& w) { return w.minima ? 0 : 1 << (w.bits - 1); }
 // Scales or minima from entry `first` on.
 static inline const void* scales_from(const DenseInt& w, const void* scales, int64_t first) {
   return scales ? static_cast<const uint8_t*>(scales) + first * (w.half_scales ? 2 : 4) : nullptr;
@@ -79,12 +81,49 @@ static inline DenseInt panels_of(const DenseInt& w, int64_t first, int64_t rows)
   const int64_t panel = first / kPanelRows, entries = panel * groups_of(w) * kPanelRows;
   DenseInt view = w;
   view.rows = rows;
-  view.codes = w.codes + panel * words_of(w) * kPanelRows * 4;
+  if (w.codes) view.codes = w.codes + panel * words_of(w) * kPanelRows * 4;
   view.scales = scales_from(w, w.scales, entries);
   view.minima = scales_from(w, w.minima, entries);
   if (w.zeros) view.zeros = w.zeros + entries;
   return view;
 }
+
+// Integer weights at the places of a bitmask, one symmetric zero; the form that kernels take.
+//
+// masks:    [panel][step], a word for 16 rows and 4 columns: bit 4 * r + i is row r of the panel, column 4 * step + i
+// data:     of each panel, its stored codes word by word, in the order of the bits; of 4 bits two to a byte, the first in its low
+//           half, each word from a new byte on. Followed by kDataPadding bytes, so that whole vectors can be loaded.
+// offsets:  [panel] where its data begins
+struct MaskedInt {
+  DenseInt dense;  // the prepacked codes of 8 bits, not there, that these stand for: rows, cols, group, scales
+  const uint64_t* masks;
+  const uint8_t* data;
+  const int64_t* offsets;
+  int bits;  // 4 or 8; a hole is the code 2^(bits-1)
+};
+
+constexpr int64_t kDataPadding = 64;
+
+// The panels of masked weights that hold the rows first .. first + rows - 1; `first` is a multiple of kPanelRows.
+static inline MaskedInt panels_of(const MaskedInt& w, int64_t first, int64_t rows) {
+  MaskedInt view = w;
+  view.dense = panels_of(w.dense, first, rows);
+  view.masks = w.masks + first / kPanelRows * ceil_div(w.dense.cols, 4);
+  view.offsets = w.offsets + first / kPanelRows;
+  return view;
+}
+
+// Weights at the places of a bitmask, row by row.
+//
+// bitmask: [row][ceil(cols / 8)], bit c % 8 of byte c / 8 is column c
+// data:    the stored values of one row after the other, in order of columns; of int4 each row begins a byte
+struct Bitmask {
+  const uint8_t* bitmask;
+  const void* data;
+  const int64_t* offsets;  // [rows + 1]: where a row begins, in entries of data: values, or bytes of int4
+  int64_t rows, cols;
+  Values values;
+};
 
 // Dense float16 or bfloat16 weights: bits[row][col].
 struct DenseHalf {

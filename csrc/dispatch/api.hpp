@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "formats/bitmask.hpp"
 #include "formats/integer.hpp"
 #include "status.hpp"
 #include "views.hpp"
@@ -28,6 +29,20 @@ void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept;
 Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept;
+// Bitmasks: see formats/bitmask.hpp.
+void find_places(const void* values, Values type, int64_t rows, int64_t cols, int kept, int of, uint8_t* bitmask,
+                 int64_t* counts) noexcept;
+void count_places(const uint8_t* bitmask, int64_t rows, int64_t cols, int kept, int of, int64_t* counts) noexcept;
+void gather(const void* values, const Bitmask& w, void* data) noexcept;
+void scatter(const Bitmask& w, int64_t begin, int64_t end, int64_t stride, void* out) noexcept;
+void panel_masks(const Bitmask& w, uint64_t* masks, int64_t* sizes) noexcept;
+Status panel_data(const Bitmask& w, const uint64_t* masks, const int64_t* offsets, uint8_t* data) noexcept;
+void row_masks(const uint64_t* masks, int64_t rows, int64_t cols, int64_t begin, int64_t end, uint8_t* bitmask,
+               int64_t* counts) noexcept;
+Status row_data(const MaskedInt& panels, const Bitmask& w, int64_t begin, int64_t end, uint8_t* data) noexcept;
+Status matmul_masked_int(const MaskedInt& w, const Operands& io, Activations mode) noexcept;
+// `dense`: shape, group and scales of integer codes, as canonical codes of 8 bits; null for floats.
+Status matmul_bitmask(const Bitmask& w, const DenseInt* dense, const Operands& io, Activations mode) noexcept;
 Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) noexcept;
 
 // First bad block row and the rule it breaks: 0 none, 1 indptr falls or leaves the indices, 2 an index is out of

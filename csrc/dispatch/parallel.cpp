@@ -22,6 +22,9 @@
 #include <type_traits>
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include "dispatch/cpu.hpp"
 
@@ -31,9 +34,9 @@ namespace {
 constexpr int64_t kChunksPerThread = 8;         // evens out threads of unequal speed
 constexpr int64_t kBytesPerThread = 100 << 10;  // 10 us of reading: below, joining costs more
 constexpr int64_t kWakeBytes = 1500 << 10;      // 150 us at 10 GB/s: below, waking costs more
-constexpr int64_t kMaxSpin = 30'000;            // ns that a worker waits for the next job: some times what waking costs
-constexpr int64_t kWakeNs = 100'000;            // ns of short jobs in a stream, after which waking pays, too
-constexpr int64_t kStreamGap = 50'000;          // ns between two jobs of a stream, at most
+constexpr int64_t kSureBytes = 8 << 20;         // 100 us at 80 GB/s: from here on waking pays; between the two, a clock decides
+constexpr int64_t kSpin = 30'000;               // ns that a worker waits for the next job; a stream has no longer gaps
+constexpr int64_t kWakeNs = 150'000;            // ns of work, in one job or a stream of short ones, that waking pays for
 constexpr int64_t kCallerSpin = 50'000;         // ns that the caller waits for the last worker
 
 constexpr uint64_t kOpen = 1, kInside = 1 << 1, kSeat = 1 << 17, kNumber = uint64_t{1} << 32;
@@ -111,6 +114,8 @@ struct Work {
   int64_t size_before(int64_t row) const noexcept { return prefix[row] - prefix[0] + row; }
 
   int64_t boundary(int64_t chunk) const noexcept {
+    if (chunk == 0) return 0;
+    if (chunk == chunks) return count;
     const int64_t units = (count + align - 1) / align;
     const int64_t total = prefix == nullptr ? units : size_before(count);
     const int64_t target = total / chunks * chunk + total % chunks * chunk / chunks;
@@ -127,9 +132,8 @@ struct Work {
     return std::min(low * align, count);
   }
 
-  void run_all() const noexcept { job(context, {0, count}); }
-  void run(int64_t chunk) const noexcept {
-    const Range range{boundary(chunk), boundary(chunk + 1)};
+  void run(int64_t first, int64_t last) const noexcept {  // chunks
+    const Range range{boundary(first), boundary(last)};
     if (range.begin < range.end) job(context, range);
   }
 };
@@ -144,8 +148,11 @@ struct Pool {
   std::atomic<int> parked{0};
   std::atomic<int64_t> spin_ns{0};
   std::atomic<int64_t> alone_ns{0};  // of the short jobs since the stream began that ran on their callers alone
-  std::atomic<int64_t> alone_end{0};  // when the last of them ended
-  std::atomic<int> started{0};  // workers; changed by the holder of `busy`
+  std::atomic<int64_t> last_end{0};  // when the last job ended
+  std::atomic<int> in_a_row{0};  // jobs that began within kSpin after another
+  std::atomic<int> started{0};  // workers; changed by the holder of `busy`, as what follows
+  pthread_t threads[kMaxThreads - 1];
+  int avoided = -1;  // the CPU that the workers keep off
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t job_opened = PTHREAD_COND_INITIALIZER;
   pthread_cond_t all_left = PTHREAD_COND_INITIALIZER;
@@ -159,7 +166,7 @@ void run_chunks() noexcept {
   for (;;) {
     const int64_t chunk = pool.next_chunk.fetch_add(1, std::memory_order_relaxed);
     if (chunk >= work.chunks) return;
-    work.run(chunk);
+    work.run(chunk, chunk + 1);
   }
 }
 
@@ -217,19 +224,37 @@ void start_workers(int wanted) noexcept {
   for (pthread_t thread; pool.started < wanted; ++pool.started) {
     if (pthread_create(&thread, nullptr, work_forever, nullptr) != 0) break;
     pthread_detach(thread);
+    pool.threads[pool.started] = thread;
+    pool.avoided = -1;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-void open_gate(int seats) noexcept {
-  pool.next_chunk.store(0, std::memory_order_relaxed);
+void open_gate(int seats, int64_t first_chunk) noexcept {
+  pool.next_chunk.store(first_chunk, std::memory_order_relaxed);
   const uint64_t number = (number_of(pool.gate.load()) + 1) * kNumber;
   pool.gate.store(number | static_cast<uint64_t>(seats) * kSeat | kOpen);
+}
+
+// Linux may put a woken thread on the CPU of the thread that wakes it, though others are idle (bench/wake.cpp): the worker then
+// takes the caller's time instead of adding its own. So before they are woken, the workers get the CPUs that the caller may use,
+// less the one where it runs: system calls only when that is another than last time, and none where CPUs are fewer than threads.
+void keep_off_my_cpu([[maybe_unused]] int wanted) noexcept {
+#if defined(__linux__)
+  const int cpu = sched_getcpu();
+  cpu_set_t others;
+  if (cpu == pool.avoided || cpu < 0 || sched_getaffinity(0, sizeof others, &others) != 0) return;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) < wanted) return;
+  for (int i = 0; i < pool.started; ++i) pthread_setaffinity_np(pool.threads[i], sizeof others, &others);
+  pool.avoided = cpu;
+#endif
 }
 
 void wake(int wanted) noexcept {
   const int parked = pool.parked.load();
   if (parked == 0) return;
+  keep_off_my_cpu(wanted);
   pthread_mutex_lock(&pool.mutex);
   if (wanted >= parked) {
     pthread_cond_broadcast(&pool.job_opened);
@@ -292,34 +317,44 @@ int threads_worth(int64_t cost_bytes) noexcept {
   return static_cast<int>(std::min<int64_t>(worth, get_num_threads()));
 }
 
-void run_in_pool(const Work& work, int threads, bool wakes) noexcept {
+// Afterwards the workers spin only in the midst of a stream (a product may be two jobs, the first of which quantizes x): in turns
+// with other libraries' products they would be in those' way.
+void run_in_pool(const Work& work, int threads, int64_t first_chunk, bool wakes) noexcept {
+  const bool stream = pool.in_a_row.load(std::memory_order_relaxed) >= 2;
   if (wakes) start_workers(threads - 1);
-  const int64_t start = now_ns();
   pool.work = work;
-  open_gate(threads - 1);
+  open_gate(threads - 1, first_chunk);
   if (wakes) wake(threads - 1);
   run_chunks();
   close_gate();
-  const bool may_spin = !config().budget.quota && get_num_threads() <= config().budget.cpus;
-  pool.spin_ns.store(may_spin ? std::min(kMaxSpin, now_ns() - start) : 0,
-                     std::memory_order_relaxed);
+  pool.last_end.store(now_ns(), std::memory_order_relaxed);
+  const bool may_spin = stream && !config().budget.quota && get_num_threads() <= config().budget.cpus;
+  pool.spin_ns.store(may_spin ? kSpin : 0, std::memory_order_relaxed);
 }
 
-// Runs a job that is too short to wake workers for. One alone is; but when a stream of them has cost as much as waking does,
-// it pays to wake: at worst all of them together take twice the time of the better choice. Returns false if it is so far.
-bool run_alone(const Work& work) noexcept {
-  const int64_t start = now_ns();
-  int64_t spent = pool.alone_ns.load(std::memory_order_relaxed);
-  if (start - pool.alone_end.load(std::memory_order_relaxed) > kStreamGap) spent = 0;
+// Runs a job that may be too short to wake workers for, and returns how many of its chunks: all, or two, if the second took so
+// long that waking pays, or none, if it belongs to a stream of short jobs that have cost as much as waking does: at worst all of them
+// together take twice the time of the better choice.
+int64_t run_alone(const Work& work, int64_t cost_bytes, int64_t start) noexcept {
+  const bool stream = pool.in_a_row.load(std::memory_order_relaxed) > 0;
+  const int64_t spent = stream ? pool.alone_ns.load(std::memory_order_relaxed) : 0;
   if (spent >= kWakeNs) {
     pool.alone_ns.store(0, std::memory_order_relaxed);
-    return false;
+    return 0;
   }
-  work.run_all();
+  int64_t done = 0;
+  if (cost_bytes >= kWakeBytes) {
+    work.run(0, 1);  // it may have to fetch code and tables: the second tells more
+    const int64_t before = now_ns();
+    work.run(1, 2);
+    done = 2;
+    if ((now_ns() - before) * (work.chunks - done) >= kWakeNs) return done;
+  }
+  work.run(done, work.chunks);
   const int64_t end = now_ns();
   pool.alone_ns.store(spent + end - start, std::memory_order_relaxed);
-  pool.alone_end.store(end, std::memory_order_relaxed);
-  return true;
+  pool.last_end.store(end, std::memory_order_relaxed);
+  return work.chunks;
 }
 
 void run_work(Work& work, int64_t cost_bytes) noexcept {
@@ -327,16 +362,21 @@ void run_work(Work& work, int64_t cost_bytes) noexcept {
   const DefaultFloat environment;
   const int threads = threads_worth(cost_bytes);
   const int64_t units = (work.count - 1) / work.align + 1;
-  if (threads == 1 || units == 1) return work.run_all();
-  const bool asleep = pool.parked.load() >= pool.started.load(std::memory_order_relaxed);
+  if (threads == 1 || units == 1) return work.run(0, work.chunks);
+  work.chunks = std::min(units, threads * kChunksPerThread);
+  const int64_t start = now_ns();
+  const bool soon = start - pool.last_end.load(std::memory_order_relaxed) <= kSpin;
+  pool.in_a_row.store(soon ? std::min(pool.in_a_row.load(std::memory_order_relaxed) + 1, 2) : 0, std::memory_order_relaxed);
+  int64_t done = 0;
   bool wakes = cost_bytes >= kWakeBytes;
-  if (asleep && !wakes) {
-    if (run_alone(work)) return;
+  const bool asleep = pool.parked.load() >= pool.started.load(std::memory_order_relaxed);
+  if (asleep && cost_bytes < kSureBytes) {
+    done = run_alone(work, cost_bytes, start);
+    if (done == work.chunks) return;
     wakes = true;
   }
-  if (pool.busy.exchange(true)) return work.run_all();
-  work.chunks = std::min(units, threads * kChunksPerThread);
-  run_in_pool(work, threads, wakes);
+  if (pool.busy.exchange(true)) return work.run(done, work.chunks);
+  run_in_pool(work, threads, done, wakes);
   pool.busy.store(false);
 }
 

@@ -24,7 +24,7 @@ inline void panel_rows_f32(const DenseInt& w, const float* x, const float* sums,
     const int64_t end = (group + 1) * w.group < w.cols ? (group + 1) * w.group : w.cols;
     for (int s = 0; s < kPanelSlices; ++s) {
       const I32 zero =
-          w.zeros ? load_u8(w.zeros + group * kPanelRows + s * kLanes) : set_i32(zero_of(w));
+          w.zeros ? load_u8(w.zeros + group * kPanelRows + s * kLanes) : set_i32(w.zero);
       F32 sum[kRows];
       for (auto& lanes : sum) lanes = zero_f32();
       for (int64_t k = group * w.group; k < end; k += kColsPerWord) {

@@ -1,4 +1,5 @@
-// matmul_int: y = x w^T for prepacked integer weights and integer activations.
+// matmul_int: y = x w^T for prepacked integer weights and integer activations; matmul_int_bitmask: the same for those whose
+// codes a bitmask places, which are expanded in registers.
 //
 // Lanes are rows of w; 4 codes of each lane meet one broadcast quad of activations, so there are no horizontal sums. A tile is
 // up to kTileRows rows of x against kPanels panels: a quad is loaded once for all its panels, a code is unpacked once
@@ -25,6 +26,7 @@ constexpr int kPanelSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors 
 // 4 rows and 15 % at 1, though from cache they would be faster.
 template <int kRows>
 constexpr int kPanels = kRows <= 4 ? 1 : kTilePanels;
+constexpr int kWordBytes = static_cast<int>(kPanelRows) * 4;  // a word of each row of a panel
 constexpr int kAhead = 4096;  // bytes of prefetch
 constexpr int kFewSums = 8;   // vectors of sums; with no more, products are bound by loads and not by arithmetic
 
@@ -61,7 +63,7 @@ struct Tile {
       : zeros(nullptr), cols(w.cols), group(w.group), half_scales(w.half_scales) {
     const int64_t panel = first / kPanelRows, panel_groups = groups_of(w) * kPanelRows;
     const int64_t panel_bytes = words_of(w) * kPanelRows * 4;
-    codes = w.codes + panel * panel_bytes;
+    codes = w.codes ? w.codes + panel * panel_bytes : nullptr;
     scales = scales_from(w, w.scales, panel * panel_groups);
     minima = scales_from(w, w.minima, panel * panel_groups);
     if (w.zeros) zeros = w.zeros + panel * panel_groups;
@@ -76,9 +78,52 @@ struct Tile {
   }
 };
 
-// Where a walk along the columns stands: codes of the first panel, quads, starts and steps of the rows of x.
+// Where a walk along the columns of some panels gets the codes of a word of each of them.
+struct DenseCodes {
+  static constexpr bool kDense = true;
+  const uint8_t* at;
+  int64_t stride;  // bytes from a panel to the next
+
+  DenseCodes(const Tile& tile) : at(tile.codes), stride(tile.codes_stride) {}
+  // Word `word` from here on of a panel.
+  void load(int panel, int word, Codes* slices) const {
+    unroll<kPanelSlices>([&](auto s) {
+      slices[s] = load_codes(at + panel * stride + word * kWordBytes + s * kLanes * 4);
+    });
+  }
+  void prefetch_word(int panel, int word) const { prefetch(at + panel * stride + word * kWordBytes + kAhead); }
+  void skip(int64_t words) { at += words * kWordBytes; }
+};
+
+// Codes of kBits bits at the places of a bitmask. Each word is loaded once, one after the other.
+template <int kBits>
+struct MaskedCodes {
+  static constexpr bool kDense = false;
+  static constexpr int kMost = 2;  // panels
+  const uint64_t* masks;
+  int64_t stride;  // masks from a panel to the next
+  const uint8_t* data[kMost];
+
+  MaskedCodes(const MaskedInt& w, int64_t first, const Tile& tile) : masks(w.masks), stride(0) {
+    const int64_t panel = first / kPanelRows, steps = ceil_div(w.dense.cols, 4);
+    const bool two = tile.rows > kPanelRows;
+    masks += panel * steps;
+    if (two) stride = steps;
+    data[0] = w.data + w.offsets[panel];
+    data[1] = w.data + w.offsets[panel + two];
+  }
+  void load(int panel, int word, Codes* slices) {
+    const uint64_t mask = masks[panel * stride + word];
+    expand_codes<kBits>(data[panel], mask, slices);
+    const int count = __builtin_popcountll(mask);
+    data[panel] += kBits == 8 ? count : (count + 1) / 2;
+  }
+  void prefetch_word(int panel, int) const { prefetch(data[panel] + kAhead); }
+  void skip(int64_t words) { masks += words; }
+};
+
+// Where a walk along the columns stands: quads, starts and steps of the rows of x.
 struct Place {
-  const uint8_t* codes;
   const uint8_t* quads;
   const int32_t* starts;
   const float* steps;
@@ -94,7 +139,6 @@ struct Sums {
   static constexpr int kChains = kVectors <= 2 ? 4 : kVectors <= 4 ? 2 : 1;
   static constexpr Unit kUnit = unit_of(kBits);
   static constexpr int kLow = kUnit.low, kHigh = kUnit.high, kPerByte = 8 / kLow, kSteps = kUnit.cols / 4;
-  static constexpr int kWordBytes = static_cast<int>(kPanelRows) * 4, kUnitBytes = kUnit.words * kWordBytes;
   static constexpr int kUnitQuads = kSteps * D::kPlanes * kRows * 4;  // bytes
   static constexpr int kHighWord = kUnit.low_words;
 
@@ -111,19 +155,22 @@ struct Sums {
     });
   }
 
-  // Low words kFrom .. kFrom + kCount - 1 of one unit, whose quads start at `quads`. Steps take turns at the chains.
-  template <int kFrom, int kCount, int kTurn>
-  void add_words(const uint8_t* codes, int64_t stride, uint32_t mask, const uint8_t* quads) {
-    const auto load = [&](int s, int word) {
-      return load_codes(codes + s / kPanelSlices * stride + s % kPanelSlices * kLanes * 4 + word * kWordBytes);
-    };
+  // Low words kFrom .. kFrom + kCount - 1 of one unit, the one `first` words from here on, whose quads start at `quads`. Steps
+  // take turns at the chains.
+  template <int kFrom, int kCount, int kTurn, class Source>
+  void add_words(Source& codes, int first, uint32_t mask, const uint8_t* quads) {
     Codes high[kSlices];
-    if constexpr (kHigh != 0) unroll<kSlices>([&](auto s) { high[s] = load(s, kHighWord); });
+    if constexpr (kHigh != 0) {
+      unroll<kPanels<kRows>>([&](auto panel) { codes.load(panel, first + kHighWord, high + panel * kPanelSlices); });
+    }
     unroll<kCount>([&](auto word) ALWAYS_INLINE {
       Codes low[kSlices];
+      unroll<kPanels<kRows>>([&](auto panel) ALWAYS_INLINE {
+        codes.prefetch_word(panel, first + kFrom + word);
+        codes.load(panel, first + kFrom + word, low + panel * kPanelSlices);
+      });
       unroll<kSlices>([&](auto s) {
-        if (s % kPanelSlices == 0) prefetch(codes + s / kPanelSlices * stride + (kFrom + word) * kWordBytes + kAhead);
-        low[s] = kVectors * kChains <= kFewSums ? once(load(s, kFrom + word)) : load(s, kFrom + word);
+        if (Source::kDense && kVectors * kChains <= kFewSums) low[s] = once(low[s]);
         if constexpr (kBits == 8) low[s] = flip(low[s], mask);
       });
       unroll<kPerByte>([&](auto part) ALWAYS_INLINE {
@@ -150,17 +197,18 @@ struct Sums {
   }
 
   // `units` whole units; kTurns: as many as let each chain have its turn.
-  template <int kTurns>
-  void add_units(int64_t units, const uint8_t* codes, int64_t stride, uint32_t mask, const uint8_t* quads) {
+  template <int kTurns, class Source>
+  void add_units(int64_t units, Source& codes, uint32_t mask, const uint8_t* quads) {
     constexpr int64_t kStretch = D::kFlush ? D::kFlush / kSteps : kBlock;
     static_assert(kStretch % kTurns == 0);
     while (units > 0) {
       int64_t now = units < kStretch ? units : kStretch;
       units -= now;
-      for (; now > 0; now -= kTurns, codes += kTurns * kUnitBytes, quads += kTurns * kUnitQuads) {
-        unroll<kTurns>([&](auto u) {
-          add_words<0, kHighWord, u * kSteps>(codes + u * kUnitBytes, stride, mask, quads + u * kUnitQuads);
+      for (; now > 0; now -= kTurns, quads += kTurns * kUnitQuads) {
+        unroll<kTurns>([&](auto u) ALWAYS_INLINE {
+          add_words<0, kHighWord, u * kSteps>(codes, u * kUnit.words, mask, quads + u * kUnitQuads);
         });
+        codes.skip(kTurns * kUnit.words);
       }
       flush();
     }
@@ -187,65 +235,62 @@ struct Sums {
 };
 
 // The same of codes that were widened for many row tiles, so that the loop only loads, multiplies and adds. A unit is 16 columns;
-// each step has as many planes of codes as of activations.
+// each step has a word for each plane of its activations.
 template <int kPlanes, int kRows>
 struct WideSums : Sums<kPlanes == 1 ? 4 : 8, kPlanes == 2, kRows> {
-  using Base = Sums<kPlanes == 1 ? 4 : 8, kPlanes == 2, kRows>;
-  using D = typename Base::D;
-  static constexpr Unit kUnit{16, 4, 4, 8, 0};
-  static constexpr int kSlices = Base::kSlices, kSteps = 4;
-  static constexpr int kUnitBytes = kSteps * kPlanes * Base::kWordBytes, kUnitQuads = kSteps * kPlanes * kRows * 4;
+  using D = typename WideSums::D;
+  static constexpr int kSteps = 4, kWords = kSteps * kPlanes, kUnitQuads = kWords * kRows * 4;
+  static constexpr Unit kUnit{16, kWords, kWords, 8, 0};
 
-  template <int kTurns>
-  void add_units(int64_t units, const uint8_t* codes, int64_t, uint32_t, const uint8_t* quads) {
+  template <int kTurns, class Source>
+  void add_units(int64_t units, Source& codes, uint32_t, const uint8_t* quads) {
     constexpr int64_t kStretch = D::kFlush ? D::kFlush / kSteps : kBlock;
     while (units > 0) {
       int64_t now = units < kStretch ? units : kStretch;
       units -= now;
-      for (; now > 0; --now, codes += kUnitBytes, quads += kUnitQuads) {
-        unroll<kSteps * kPlanes>([&](auto plane) ALWAYS_INLINE {
-          Codes wide[kSlices];
-          unroll<kSlices>([&](auto s) { wide[s] = load_codes(codes + plane * Base::kWordBytes + s * kLanes * 4); });
+      for (; now > 0; --now, quads += kUnitQuads) {
+        unroll<kWords>([&](auto word) ALWAYS_INLINE {
+          Codes wide[kPanelSlices];
+          codes.load(0, word, wide);
           unroll<kRows>([&](auto m) ALWAYS_INLINE {
-            const auto quad = D::quad(quads + (plane * kRows + m) * 4);
-            unroll<kSlices>([&](auto s) { this->dots[m][s][0].add_wide(wide[s], quad); });
+            const auto quad = D::quad(quads + (word * kRows + m) * 4);
+            unroll<kPanelSlices>([&](auto s) { this->dots[m][s][0].add_wide(wide[s], quad); });
           });
         });
+        codes.skip(kWords);
       }
       this->flush();
     }
   }
 };
 
-// Columns k .. stop, some of one block.
-template <class S>
-inline void add_part(S& sums, const Tile& tile, const Place& base, int64_t k, int64_t stop) {
+// Columns k .. stop, some of one block; quads are those of column 0.
+template <class S, class Source>
+inline void add_part(S& sums, const Tile& tile, Source& codes, const uint8_t* quads, int64_t k, int64_t stop) {
   constexpr int kCols = S::kUnit.cols, kWords = S::kUnit.low_words;
   const int64_t unit = k / kCols;
-  const uint8_t* codes = base.codes + unit * S::kUnitBytes;
-  const uint8_t* quads = base.quads + unit * S::kUnitQuads;
+  quads += unit * S::kUnitQuads;
   if (kCols > kMinGroup && tile.group == kMinGroup) {  // a group of 16 columns is half a unit
     if (k % kCols == 0) {
-      sums.template add_words<0, kWords / 2, 0>(codes, tile.codes_stride, tile.flip, quads);
+      sums.template add_words<0, kWords / 2, 0>(codes, 0, tile.flip, quads);
     } else {
-      sums.template add_words<kWords / 2, kWords - kWords / 2, 0>(codes, tile.codes_stride, tile.flip,
-                                                                  quads + S::kUnitQuads / 2);
+      sums.template add_words<kWords / 2, kWords - kWords / 2, 0>(codes, 0, tile.flip, quads + S::kUnitQuads / 2);
+      codes.skip(S::kUnit.words);
     }
     sums.flush();
   } else {
-    sums.template add_units<1>(ceil_div(stop, kCols) - unit, codes, tile.codes_stride, tile.flip, quads);
+    sums.template add_units<1>(ceil_div(stop, kCols) - unit, codes, tile.flip, quads);
   }
 }
 
 // Flat: a lambda that is not inlined takes the address of the sums, which then live in memory.
-template <class S>
-__attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedTiles& a, int64_t row, float* y,
+template <class S, class Source>
+__attribute__((flatten)) void tile_rows(const Tile& tile, Source codes, const QuantizedTiles& a, int64_t row, float* y,
                                         int64_t y_stride) {
   const int64_t segment = a.segment;
   constexpr int kRows = S::kRows, kSlices = S::kSlices, kUnits = static_cast<int>(kBlock) / S::kUnit.cols;  // of a block
   constexpr int kTurns = S::kChains > S::kSteps ? S::kChains / S::kSteps : 1;
-  const Place base{tile.codes, a.quads + row * a.padded * S::D::kPlanes, a.starts + row * a.segments,
-                   a.steps + row * a.blocks};
+  const Place base{a.quads + row * a.padded * S::D::kPlanes, a.starts + row * a.segments, a.steps + row * a.blocks};
   Place at = base;
   const float* sums = tile.minima ? a.sums + row * a.segments : nullptr;
   F32 result[kRows][kSlices];
@@ -264,15 +309,15 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedTiles& 
       for (; end - k >= kBlock; k += kBlock) {
         S sums;
         sums.start(at.starts, zeros);
-        sums.template add_units<kTurns>(kUnits, at.codes, tile.codes_stride, tile.flip, at.quads);
+        sums.template add_units<kTurns>(kUnits, codes, tile.flip, at.quads);
         sums.finish(at.steps, use);
-        at = {at.codes + kUnits * S::kUnitBytes, at.quads + kUnits * S::kUnitQuads, at.starts + kRows, at.steps + kRows};
+        at = {at.quads + kUnits * S::kUnitQuads, at.starts + kRows, at.steps + kRows};
       }
       for (; k < end; k += segment, at.starts += kRows) {
         const int64_t stop = end - k > segment ? k + segment : end;
         S sums;
         sums.start(at.starts, zeros);
-        add_part(sums, tile, base, k, stop);
+        add_part(sums, tile, codes, base.quads, k, stop);
         sums.finish(base.steps + k / kBlock * kRows, use);
       }
       k = end;
@@ -308,26 +353,27 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, const QuantizedTiles& 
 }
 
 // tile_rows for some number of rows of x, how many panels it takes, and whether their codes are widened.
+template <class Source>
 struct TileRows {
-  void (*run)(const Tile& tile, const QuantizedTiles& a, int64_t row, float* y, int64_t y_stride);
+  void (*run)(const Tile& tile, Source codes, const QuantizedTiles& a, int64_t row, float* y, int64_t y_stride);
   int panels;
   bool wide;
 };
 
 // 1 <= count <= kRows
-template <int kBits, bool kTwoDigits, int kRows>
-TileRows tile_rows_of(int64_t count) {
+template <int kBits, bool kTwoDigits, class Source, int kRows = kTileRows<kBits, kTwoDigits>>
+TileRows<Source> tile_rows_of(int64_t count) {
   if constexpr (kRows > 1) {
-    if (count < kRows) return tile_rows_of<kBits, kTwoDigits, kRows - 1>(count);
+    if (count < kRows) return tile_rows_of<kBits, kTwoDigits, Source, kRows - 1>(count);
   }
-  return {tile_rows<Sums<kBits, kTwoDigits, kRows>>, kPanels<kRows>, false};
+  return {tile_rows<Sums<kBits, kTwoDigits, kRows>, Source>, kPanels<kRows>, false};
 }
 
 // Bytes of a panel's widened codes, whole units of 32 columns: the largest of all widths.
 template <int kBits, bool kTwoDigits>
 int64_t wide_bytes(int64_t cols) {
   using W = WideSums<Dot<kBits, kTwoDigits>::kPlanes, 1>;
-  return ceil_div(cols, 32) * (32 / W::kUnit.cols) * W::kUnitBytes;
+  return ceil_div(cols, 32) * (32 / W::kUnit.cols) * W::kWords * kWordBytes;
 }
 
 // The codes of one panel as WideSums reads them.
@@ -335,21 +381,23 @@ template <int kBits, bool kTwoDigits>
 void widen(const Tile& tile, uint8_t* out) {
   using S = Sums<kBits, kTwoDigits, 1>;
   uint8_t* const end = out + wide_bytes<kBits, kTwoDigits>(tile.cols);
-  const uint8_t* codes = tile.codes;
-  for (int64_t k = 0; k < tile.cols; k += S::kUnit.cols, codes += S::kUnitBytes) {
-    prefetch(codes + kAhead);
+  DenseCodes codes(tile);
+  for (int64_t k = 0; k < tile.cols; k += S::kUnit.cols, codes.skip(S::kUnit.words)) {
+    Codes high[kPanelSlices];
+    if constexpr (S::kHigh != 0) codes.load(0, S::kHighWord, high);
+    codes.prefetch_word(0, 0);
     for (int step = 0; step < S::kSteps; ++step) {
-      const auto load = [&](int word, int s) { return load_codes(codes + word * S::kWordBytes + s * kLanes * 4); };
+      Codes low[kPanelSlices];
+      codes.load(0, step / S::kPerByte, low);
       for (int s = 0; s < kPanelSlices; ++s) {
-        Codes bytes = load(step / S::kPerByte, s);
-        if constexpr (kBits == 8) bytes = flip(bytes, tile.flip);
-        bytes = bytes_of<S::kLow>(bytes, step % S::kPerByte);
-        if constexpr (S::kHigh != 0) bytes = with_high<S::kLow, S::kHigh>(bytes, load(S::kHighWord, s), step);
-        for (int p = 0; p < S::D::kPlanes; ++p) {
-          store_codes(out + p * S::kWordBytes + s * kLanes * 4, S::D::widened(bytes, p));
+        if constexpr (kBits == 8) low[s] = flip(low[s], tile.flip);
+        Codes bytes = bytes_of<S::kLow>(low[s], step % S::kPerByte);
+        if constexpr (S::kHigh != 0) bytes = with_high<S::kLow, S::kHigh>(bytes, high[s], step);
+        for (int plane = 0; plane < S::D::kPlanes; ++plane) {
+          store_codes(out + plane * kWordBytes + s * kLanes * 4, S::D::widened(bytes, plane));
         }
       }
-      out += S::D::kPlanes * S::kWordBytes;
+      out += S::D::kPlanes * kWordBytes;
     }
   }
   std::memset(out, 0, static_cast<size_t>(end - out));
@@ -368,20 +416,22 @@ int64_t tile_height(int64_t batch, int bits, bool two_digits) {
 }
 
 template <int kBits, bool kTwoDigits>
-TileRows tile_rows_of(int64_t batch, int64_t count) {
+TileRows<DenseCodes> dense_rows_of(int64_t batch, int64_t count) {
   if constexpr (kWideRows > 0) {
     constexpr int kPlanes = Dot<kBits, kTwoDigits>::kPlanes;
-    if (is_wide(batch) && count == kWideRows) return {tile_rows<WideSums<kPlanes, kWideRows>>, 1, true};
-    if (is_wide(batch) && count == kWideRows - 1) return {tile_rows<WideSums<kPlanes, kWideRows - 1>>, 1, true};
+    if (is_wide(batch) && count == kWideRows) return {tile_rows<WideSums<kPlanes, kWideRows>, DenseCodes>, 1, true};
+    if (is_wide(batch) && count == kWideRows - 1) {
+      return {tile_rows<WideSums<kPlanes, kWideRows - 1>, DenseCodes>, 1, true};
+    }
   }
-  return tile_rows_of<kBits, kTwoDigits, kTileRows<kBits, kTwoDigits>>(count);
+  return tile_rows_of<kBits, kTwoDigits, DenseCodes>(count);
 }
 
 template <int kBits, bool kTwoDigits>
 bool matmul_int_of(const DenseInt& w, const QuantizedTiles& a, float* y, int64_t y_stride) {
   const int64_t whole = a.batch / a.height * a.height, rest = a.batch - whole;
-  const TileRows full = tile_rows_of<kBits, kTwoDigits>(a.batch, a.height);
-  const TileRows last = tile_rows_of<kBits, kTwoDigits>(a.batch, rest ? rest : a.height);
+  const TileRows<DenseCodes> full = dense_rows_of<kBits, kTwoDigits>(a.batch, a.height);
+  const TileRows<DenseCodes> last = dense_rows_of<kBits, kTwoDigits>(a.batch, rest ? rest : a.height);
   uint8_t* wide = nullptr;
   if constexpr (kWideRows > 0) {
     if (full.wide) wide = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(wide_bytes<kBits, kTwoDigits>(w.cols))));
@@ -393,10 +443,11 @@ bool matmul_int_of(const DenseInt& w, const QuantizedTiles& a, float* y, int64_t
     if constexpr (kWideRows > 0) {
       if (wide) widen<kBits, kTwoDigits>(tile, wide), widened.codes = wide;
     }
-    for (int64_t row = 0; row < whole; row += a.height) full.run(widened, a, row, y + first, y_stride);
+    for (int64_t row = 0; row < whole; row += a.height) full.run(widened, widened, a, row, y + first, y_stride);
     if (rest == 0) continue;
     for (int64_t n = first; n < first + tile.rows; n += last.panels * kPanelRows) {
-      last.run(last.wide ? widened : Tile(w, n, last.panels), a, whole, y + n, y_stride);
+      const Tile some = last.wide ? widened : Tile(w, n, last.panels);
+      last.run(some, some, a, whole, y + n, y_stride);
     }
   }
   std::free(wide);
@@ -408,6 +459,37 @@ bool matmul_int(const DenseInt& w, const QuantizedTiles& a, bool two_digits, flo
     constexpr int kBits = decltype(constant){};
     return (two_digits ? matmul_int_of<kBits, true> : matmul_int_of<kBits, false>)(w, a, y, y_stride);
   });
+}
+
+template <int kCodeBits>
+void matmul_masked(const MaskedInt& w, const QuantizedTiles& a, bool two_digits, float* y, int64_t y_stride) {
+  using Source = MaskedCodes<kCodeBits>;
+  const TileRows<Source> all = two_digits ? tile_rows_of<8, true, Source>(a.batch) : tile_rows_of<8, false, Source>(a.batch);
+  for (int64_t first = 0; first < w.dense.rows; first += all.panels * kPanelRows) {
+    const Tile tile(w.dense, first, all.panels);
+    all.run(tile, Source(w, first, tile), a, 0, y + first, y_stride);
+  }
+}
+
+void matmul_int_bitmask(const MaskedInt& w, const QuantizedTiles& a, bool two_digits, float* y, int64_t y_stride) {
+  (w.bits == 8 ? matmul_masked<8> : matmul_masked<4>)(w, a, two_digits, y, y_stride);
+}
+
+// Panels first .. first + count - 1 as dense codes of 8 bits.
+void expand_panels(const MaskedInt& w, int64_t first, int64_t count, uint8_t* out) {
+  const int64_t steps = ceil_div(w.dense.cols, 4);
+  for (int64_t panel = first; panel < first + count; ++panel) {
+    const uint8_t* data = w.data + w.offsets[panel];
+    for (int64_t step = 0; step < steps; ++step, out += kWordBytes) {
+      const uint64_t mask = w.masks[panel * steps + step];
+      Codes slices[kPanelSlices];
+      prefetch(data + kAhead);
+      w.bits == 8 ? expand_codes<8>(data, mask, slices) : expand_codes<4>(data, mask, slices);
+      for (int s = 0; s < kPanelSlices; ++s) store_codes(out + s * kLanes * 4, slices[s]);
+      const int values = __builtin_popcountll(mask);
+      data += w.bits == 8 ? values : (values + 1) / 2;
+    }
+  }
 }
 
 }  // namespace

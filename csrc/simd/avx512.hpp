@@ -74,6 +74,20 @@ inline Codes once(Codes codes) {
   asm("" : "+v"(codes.v));
   return codes;
 }
+inline void store_codes(uint8_t* p, Codes v) { _mm512_storeu_si512(p, v.v); }
+// The register form of expand: that with a memory operand loads byte by byte on Zen 5, so the load is kept apart. Merged into
+// holes, not zeroed: the zeroing form waits there for the last use of its register.
+template <int kBits>
+inline void expand_codes(const uint8_t* data, uint64_t mask, Codes* out) {
+  __m512i bytes;
+  if constexpr (kBits == 8) {
+    bytes = once(load_codes(data)).v;
+  } else {  // each byte twice as wide: its low half stays where it is, its high half moves to the upper byte
+    const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
+    bytes = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
+  }
+  *out = {_mm512_mask_expand_epi8(_mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))), mask, bytes)};
+}
 inline Codes flip(Codes v, uint32_t mask) {
   return {_mm512_xor_si512(v.v, _mm512_set1_epi32(static_cast<int32_t>(mask)))};
 }
@@ -103,6 +117,14 @@ inline F32 load_bfloat16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+
+using Lanes = __mmask16;
+inline Lanes lanes_of(uint32_t bits) { return static_cast<Lanes>(bits); }
+inline F32 expand(F32 v, Lanes lanes) {  // see expand_codes
+  asm("" : "+v"(v));
+  return _mm512_mask_expand_ps(_mm512_setzero_ps(), lanes, v);
+}
+inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) { return _mm512_mask3_fmadd_ps(a, b, c, lanes); }
 
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

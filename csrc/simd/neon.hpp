@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/places.hpp"
+
 namespace pumice::PUMICE_ISA {
 namespace {
 
@@ -70,6 +72,30 @@ inline Codes once(Codes codes) {
   asm("" : "+w"(codes));
   return codes;
 }
+inline void store_codes(uint8_t* p, Codes v) { vst1q_u8(p, vreinterpretq_u8_u32(v)); }
+template <int kBits>
+inline void expand_codes(const uint8_t* data, uint64_t mask, Codes* out) {
+  uint8_t wide[64];
+  if constexpr (kBits == 4) {
+    const uint8x16x2_t packed = {{vld1q_u8(data), vld1q_u8(data + 16)}};
+    for (int i = 0; i < 2; ++i) {
+      const uint8x16_t low = vandq_u8(packed.val[i], vdupq_n_u8(15)), high = vshrq_n_u8(packed.val[i], 4);
+      vst1q_u8(wide + 32 * i, vzip1q_u8(low, high));
+      vst1q_u8(wide + 32 * i + 16, vzip2q_u8(low, high));
+    }
+    data = wide;
+  }
+  for (int i = 0; i < 4; ++i, mask >>= 16) {
+    const auto low = static_cast<uint32_t>(mask & 255), high = static_cast<uint32_t>(mask >> 8 & 255);
+    const uint8_t* second = data + __builtin_popcount(low);
+    const uint8x16_t rank = vaddq_u8(vcombine_u8(vld1_u8(kPlaces.rank[low]), vld1_u8(kPlaces.rank[high])),
+                                     vcombine_u8(vdup_n_u8(0), vdup_n_u8(8)));
+    const uint8x16_t bytes = vqtbl1q_u8(vcombine_u8(vld1_u8(data), vld1_u8(second)), rank);
+    const uint8x16_t holes = vcgeq_u8(rank, vdupq_n_u8(0x80));
+    out[i] = vreinterpretq_u32_u8(vbslq_u8(holes, vdupq_n_u8(1 << (kBits - 1)), bytes));
+    data = second + __builtin_popcount(high);
+  }
+}
 inline Codes flip(Codes v, uint32_t mask) { return veorq_u32(v, vdupq_n_u32(mask)); }
 // Shifts as operators: the intrinsics with a constant take none that is a function's argument.
 template <int kBits>
@@ -93,6 +119,26 @@ inline I32 code_at(Codes v, int i) {
 
 inline F32 load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline F32 load_bfloat16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+
+struct Lanes {
+  uint8x16_t bytes;  // of the vector that go to each lane, 16 and up where it is not meant
+};
+inline Lanes lanes_of(uint32_t bits) {
+  uint32_t four;
+  std::memcpy(&four, kPlaces.rank[bits], 4);
+  const uint8x16_t rank = vreinterpretq_u8_u32(vdupq_n_u32(four));
+  const uint8x16_t lane = vqtbl1q_u8(rank, (uint8x16_t){0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3});
+  const uint8x16_t first = vqshlq_n_u8(lane, 2);  // saturated: a lane that is not meant stays far above 15
+  return {vorrq_u8(first, (uint8x16_t){0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3})};
+}
+inline F32 expand(F32 v, Lanes lanes) {
+  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(v), lanes.bytes));
+}
+// a is 0 in the other lanes.
+inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) {
+  const uint8x16_t meant = vcltq_u8(lanes.bytes, vdupq_n_u8(16));
+  return vfmaq_f32(c, a, vreinterpretq_f32_u8(vandq_u8(vreinterpretq_u8_f32(b), meant)));
+}
 
 // Always inline: see avx512.hpp.
 __attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p); }

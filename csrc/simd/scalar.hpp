@@ -66,7 +66,25 @@ inline Codes load_codes(const uint8_t* p) {
 }
 // Codes that are loaded once, and not again for each use. For loops that are bound by loads.
 inline Codes once(Codes codes) { return codes; }
+inline void store_codes(uint8_t* p, Codes v) { std::memcpy(p, &v, 4); }
 inline Codes flip(Codes v, uint32_t mask) { return v ^ mask; }
+// 64 / (4 * kLanes) Codes of bytes: those of `data`, of kBits bits, at the places of the mask's bits, in order; the code of 0
+// elsewhere. Reads up to 64 bytes.
+template <int kBits>
+inline void expand_codes(const uint8_t* data, uint64_t mask, Codes* out) {
+  int at = 0;
+  for (int word = 0; word < 16; ++word) {
+    out[word] = 0;
+    for (int i = 0; i < 32; i += 8, mask >>= 1) {
+      uint32_t code = 1u << (kBits - 1);
+      if (mask & 1) {
+        code = kBits == 8 ? data[at] : data[at / 2] >> (at % 2 * 4) & 15u;
+        ++at;
+      }
+      out[word] |= code << i;
+    }
+  }
+}
 // Codes of kBits bits, 2, 4 or 8, one a byte: those at place `part` of each byte.
 template <int kBits>
 inline Codes bytes_of(Codes v, int part) {
@@ -107,6 +125,12 @@ inline F32 load_bfloat16(const uint16_t* p) {
   std::memcpy(&v, &bits, 4);
   return v;
 }
+
+// Some of the lanes, by the bits of a number.
+using Lanes = bool;
+inline Lanes lanes_of(uint32_t bits) { return bits != 0; }
+inline F32 expand(F32 v, Lanes lanes) { return lanes ? v : 0.0f; }  // the first lanes of v, one after the other, in these
+inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) { return lanes ? a * b + c : c; }
 
 inline void prefetch(const void*) {}
 

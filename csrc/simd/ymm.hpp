@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/places.hpp"
+
 namespace pumice::PUMICE_ISA {
 namespace {
 
@@ -68,8 +70,39 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-inline void store_codes(uint8_t* p, Codes codes) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes.v); }
 inline Codes once(Codes codes) { return codes; }  // there are no registers to keep them in
+inline void store_codes(uint8_t* p, Codes v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
+// 16 of the bytes at `data`, at the places of the mask's bits.
+inline __m128i expand_half(const uint8_t* data, unsigned mask, __m128i hole) {
+  const auto pair = [](const void* low, const void* high) {
+    return _mm_unpacklo_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(low)),
+                              _mm_loadl_epi64(static_cast<const __m128i*>(high)));
+  };
+  const unsigned low = mask & 255, high = mask >> 8;
+  const __m128i rank = _mm_add_epi8(pair(kPlaces.rank[low], kPlaces.rank[high]), _mm_set_epi64x(0x0808080808080808, 0));
+  const __m128i bytes = pair(data, data + __builtin_popcount(low));
+  return _mm_blendv_epi8(_mm_shuffle_epi8(bytes, rank), hole, rank);
+}
+template <int kBits>
+inline void expand_codes(const uint8_t* data, uint64_t mask, Codes* out) {
+  alignas(32) uint8_t wide[64];
+  if constexpr (kBits == 4) {
+    for (int i = 0; i < 64; i += 32) {
+      const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data + i / 2)));
+      const __m256i bytes = _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi8(15));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(wide + i), bytes);
+    }
+    data = wide;
+  }
+  const __m128i hole = _mm_set1_epi8(static_cast<char>(1 << (kBits - 1)));
+  for (int i = 0; i < 2; ++i) {
+    const auto bits = static_cast<uint32_t>(mask >> (32 * i));
+    const __m128i low = expand_half(data, bits & 0xFFFF, hole);
+    data += __builtin_popcount(bits & 0xFFFF);
+    out[i] = {_mm256_set_m128i(expand_half(data, bits >> 16, hole), low)};
+    data += __builtin_popcount(bits >> 16);
+  }
+}
 inline Codes flip(Codes v, uint32_t mask) {
   return {_mm256_xor_si256(v.v, _mm256_set1_epi32(static_cast<int32_t>(mask)))};
 }
@@ -97,6 +130,19 @@ inline F32 load_bfloat16(const uint16_t* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+
+struct Lanes {
+  __m256i rank;  // of each lane, negative where it is not meant
+};
+inline Lanes lanes_of(uint32_t bits) {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPlaces.rank[bits])))};
+}
+inline F32 only(F32 v, Lanes lanes) {
+  return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(lanes.rank, 31)), v);
+}
+inline F32 expand(F32 v, Lanes lanes) { return only(_mm256_permutevar8x32_ps(v, lanes.rank), lanes); }
+// a is 0 in the other lanes.
+inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) { return muladd(a, only(b, lanes), c); }
 
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -244,6 +245,47 @@ void a_stream_of_short_jobs_wakes_the_workers() {
   CHECK(jobs > 1);
 }
 
+#if defined(__linux__)
+// Whoever is parked is woken on a CPU that the caller may use and does not: if it is pinned to one, where it was.
+void woken_workers_keep_off_the_callers_cpu() {
+  struct Seen {
+    pthread_t caller = pthread_self();
+    std::atomic<bool> worker{false};
+    cpu_set_t cpus{};
+  };
+  const Job job = [](void* context, Range) noexcept {
+    auto& self = *static_cast<Seen*>(context);
+    if (pthread_equal(pthread_self(), self.caller) == 0 && !self.worker.exchange(true)) {
+      sched_getaffinity(0, sizeof self.cpus, &self.cpus);
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (!self.worker && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  };
+  cpu_set_t all, one;
+  sched_getaffinity(0, sizeof all, &all);
+  set_num_threads(2);
+  const auto run_after_a_pause = [&](Seen& seen) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    const int before = sched_getcpu();
+    parallel_for(1000, 1, kLong, job, &seen);
+    CHECK(seen.worker);
+    return before == sched_getcpu() ? before : -1;
+  };
+  Seen free;
+  const int cpu = run_after_a_pause(free);
+  if (cpu < 0 || CPU_COUNT(&all) == 1) return;  // it has moved meanwhile: nothing to tell
+  CHECK(!CPU_ISSET(cpu, &free.cpus));
+  CHECK(CPU_COUNT(&free.cpus) == CPU_COUNT(&all) - 1);
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  sched_setaffinity(0, sizeof one, &one);
+  Seen pinned;
+  run_after_a_pause(pinned);
+  CHECK(CPU_EQUAL(&pinned.cpus, &free.cpus));
+  sched_setaffinity(0, sizeof all, &all);
+}
+#endif
+
 void workers_leave_signals_to_the_program() {
   set_num_threads(4);
   static pthread_t caller;
@@ -360,6 +402,9 @@ int main(int argc, char** argv) {
   as_many_threads_work_as_were_set();
   short_jobs_stay_on_the_caller();
   a_stream_of_short_jobs_wakes_the_workers();
+#if defined(__linux__)
+  woken_workers_keep_off_the_callers_cpu();
+#endif
   workers_leave_signals_to_the_program();
   jobs_see_the_default_float_environment();
   cgroup_quotas_limit_the_threads();

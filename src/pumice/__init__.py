@@ -16,7 +16,7 @@ from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
-from pumice.layouts import BSRArray, CompactArray, CSRArray, DenseArray, from_parts
+from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, from_parts
 from pumice.ops import compress, concatenate, linear, quantize, show_config, sparsify
 from pumice.options import options
 from pumice.pruning import prune
@@ -30,10 +30,12 @@ _register_threadpools()
 
 __all__ = [
     "BSRArray",
+    "BitmaskArray",
     "CSRArray",
     "CompactArray",
     "DenseArray",
     "FormatError",
+    "NMArray",
     "NonFiniteError",
     "PumiceError",
     "Recipe",

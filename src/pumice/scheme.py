@@ -7,6 +7,7 @@ no codec by name: they declare their grammar with `register_layout` and `registe
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pumice.errors import SchemeError
@@ -31,18 +32,29 @@ class ValuesGrammar:
 class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
-    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table. `values` None
-    means every codec with all its options; else the codecs listed, without options.
+    `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table, and `illegal` says why some
+    are not legal. `values` None
+    means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
     """
 
     name: str
     template: str
     letters: tuple[str, ...] = ()
     values: tuple[str, ...] | None = None
+    group: bool = False
+    illegal: Callable[[tuple[int, ...]], str | None] | None = None
 
     @property
     def numbers(self) -> int:
         return len(self.letters)
+
+    def takes(self, values: ValuesGrammar) -> bool:
+        """Whether the layout stores such values."""
+        return self.values is None or values.name in self.values
+
+    def written(self, values: ValuesGrammar) -> str:
+        """How such values are written behind ``layout+``."""
+        return values.name + "[-gG]" * (values.group and self.group)
 
     def match(self, text: str) -> tuple[int, ...] | None:
         pattern = re.escape(self.template).replace(r"\{\}", "([1-9][0-9]{0,5})")
@@ -68,7 +80,7 @@ def legal_table() -> str:
     """Every legal scheme, one layout a line."""
     lines = [f"{'layout':<10} values"]
     for layout in _LAYOUTS.values():
-        values = [str(v) for v in _VALUES.values()] if layout.values is None else layout.values
+        values = [str(v) if layout.values is None else layout.written(v) for v in _VALUES.values() if layout.takes(v)]
         lines.append(f"{layout.template.format(*layout.letters):<10} {', '.join(values)}")
     lines.append(f"a scheme is layout+values; dense and float32 are implied; G is a power of two >= {MIN_GROUP}")
     return "\n".join(lines)
@@ -120,7 +132,9 @@ class Scheme:
             raise _error(text, f"{left!r} is not a layout")
         name, numbers = layout or ("dense", ())
         if layout is not None and not plus:
-            return cls(name, numbers)
+            scheme = cls(name, numbers)
+            _check(text, scheme)
+            return scheme
         values, group, flags = _parse_values(text, right if plus else left)
         scheme = cls(name, numbers, values, group, flags)
         _check(text, scheme)
@@ -173,10 +187,15 @@ def _parse_values(whole: str, text: str) -> tuple[str, int | None, tuple[str, ..
 
 
 def _check(text: str, scheme: Scheme) -> None:
-    allowed = _LAYOUTS[scheme.layout].values
-    if allowed is None:
+    layout = _LAYOUTS[scheme.layout]
+    why = layout.illegal(scheme.numbers) if layout.illegal else None
+    if why:
+        raise _error(text, why)
+    if layout.values is None:
         return
-    if scheme.values not in allowed:
-        raise _error(text, f"{scheme.layout} stores {' or '.join(allowed)}, not {scheme.values}")
-    if scheme.group is not None or scheme.flags:
-        raise _error(text, f"{scheme.layout} has one symmetric scale per row: no options")
+    if scheme.values not in layout.values:
+        raise _error(text, f"{scheme.layout} stores {' or '.join(layout.values)}, not {scheme.values}")
+    if scheme.flags:
+        raise _error(text, f"{scheme.layout} is symmetric, so that a hole is exactly 0: no -{scheme.flags[0]}")
+    if scheme.group is not None and not layout.group:
+        raise _error(text, f"{scheme.layout} has one symmetric scale per row: no -g{scheme.group}")

@@ -1,6 +1,6 @@
 """The C++ core as Cython sees it: declarations of csrc/dispatch/api.hpp, nothing else."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "views.hpp" namespace "pumice" nogil:
@@ -19,10 +19,33 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t cols
         int64_t group
         int bits
+        int32_t zero
         uint8_t flip
         bint half_scales
         bint prepacked
         const void* minima
+
+    cdef enum class Values(int):
+        kFloat32
+        kFloat16
+        kBfloat16
+        kInt8
+        kInt4
+
+    cdef struct MaskedInt:
+        DenseInt dense
+        const uint64_t* masks
+        const uint8_t* data
+        const int64_t* offsets
+        int bits
+
+    cdef struct Bitmask:
+        const uint8_t* bitmask
+        const void* data
+        const int64_t* offsets
+        int64_t rows
+        int64_t cols
+        Values values
 
     cdef struct DenseHalf:
         const uint16_t* bits
@@ -93,6 +116,18 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed)
     Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
     Status matmul_dense_half(const DenseHalf& w, const Operands& io)
+    void find_places(const void* values, Values type, int64_t rows, int64_t cols, int kept, int of, uint8_t* bitmask,
+                     int64_t* counts)
+    void count_places(const uint8_t* bitmask, int64_t rows, int64_t cols, int kept, int of, int64_t* counts)
+    void gather(const void* values, const Bitmask& w, void* data)
+    void scatter(const Bitmask& w, int64_t begin, int64_t end, int64_t stride, void* out)
+    void panel_masks(const Bitmask& w, uint64_t* masks, int64_t* sizes)
+    Status panel_data(const Bitmask& w, const uint64_t* masks, const int64_t* offsets, uint8_t* data)
+    void row_masks(const uint64_t* masks, int64_t rows, int64_t cols, int64_t begin, int64_t end, uint8_t* bitmask,
+                   int64_t* counts)
+    Status row_data(const MaskedInt& panels, const Bitmask& w, int64_t begin, int64_t end, uint8_t* data)
+    Status matmul_masked_int(const MaskedInt& w, const Operands& io, Activations mode)
+    Status matmul_bitmask(const Bitmask& w, const DenseInt* dense, const Operands& io, Activations mode)
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
     Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
                     int64_t count, int64_t block_cols)

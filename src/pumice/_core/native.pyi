@@ -110,3 +110,58 @@ def check_bsr(
 ) -> tuple[str, int]:
     """("", -1) if indptr rises from 0 to len(indices) and each row's indices are sorted, unique and < block_cols;
     else the broken rule and the first bad row."""
+
+def find_places(values: NDArray[Any], name: str, kept: int = 0, of: int = 1) -> tuple[U8, NDArray[np.int64]]:
+    """Bitmask (rows, ceil(cols / 8)) of what is not 0, and counts (rows,).
+
+    With `kept` exactly so many `of` every columns, the first zeros where there are fewer; -1 - column of the first that has
+    more, instead of a count.
+    """
+
+def count_places(bitmask: U8, cols: int, kept: int = 0, of: int = 1) -> NDArray[np.int64]:
+    """Bits of each row; -1 where there are some beyond `cols`, or not `kept` of every `of` columns."""
+
+def row_offsets(counts: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+    """Where each row begins in data, and the end: (rows + 1,)."""
+
+class Bitmask:
+    """Weights at the places of a bitmask, row by row; `scales` (rows, groups) of integers, else None."""
+
+    def __init__(
+        self,
+        bitmask: U8,
+        offsets: NDArray[np.int64],
+        data: NDArray[Any],
+        scales: Scales | None,
+        rows: int,
+        cols: int,
+        name: str,
+        group: int = 0,
+    ) -> None: ...
+    def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None: ...
+    def gather(self, values: NDArray[Any], out: NDArray[Any]) -> None:
+        """Fill `out`, the data of these weights, with the values at their places."""
+
+    def scatter(self, start: int, stop: int, stride: int) -> NDArray[Any]:
+        """Rows [start, stop) with holes, (rows, stride): floats as stored, or unsigned codes, a byte each."""
+
+    def prepack(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], U8]:
+        """Masks (panels, steps), offsets (panels,) and data of the codes, panel by panel."""
+
+class MaskedInt:
+    """Integer weights as `Bitmask.prepack` gives them; `scales` (panels, groups, 16)."""
+
+    def __init__(
+        self,
+        masks: NDArray[np.uint64],
+        offsets: NDArray[np.int64],
+        data: U8,
+        scales: Scales,
+        rows: int,
+        cols: int,
+        name: str,
+        group: int,
+    ) -> None: ...
+    def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None: ...
+    def unprepack(self, start: int, stop: int) -> tuple[U8, NDArray[np.int64], U8]:
+        """Bitmask, offsets and data, row by row, of the rows of panels [start, stop)."""

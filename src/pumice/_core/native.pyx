@@ -6,16 +6,13 @@ import os
 import numpy as np
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from pumice._core cimport cpp
 
 cdef dict MODES = {"int16": <int>cpp.Activations.kInt16, "int8": <int>cpp.Activations.kInt8,
                    "float32": <int>cpp.Activations.kFloat32}
-cdef tuple RULES = ("", "indptr must rise from 0 to the number of indices", "indices must be below the number of columns",
-                    "indices of a row must be sorted and unique")
-cdef int64_t PANEL = 16
-cdef int64_t HUGE_PAGE = 2 << 20
+cdef int64_t PANEL = 16, DATA_PADDING = 64, HUGE_PAGE = 2 << 20
 
 
 def isas():
@@ -165,7 +162,7 @@ cdef int check_kernel_bits(int bits) except -1:
 
 cdef object on_huge_pages(tuple shape):
     """New bytes, aligned so that they lie on huge pages but for a rest at their end. NumPy asks for such pages from 4 MB on, but
-    for what of its memory is not aligned Linux clears 512 small ones each, which takes ten times as long."""
+    where its memory is not aligned Linux gives 512 small ones each, which takes ten times as long."""
     cdef int64_t count = shape[0] * shape[1] * shape[2] * shape[3]
     if count < 2 * HUGE_PAGE:
         return np.empty(shape, np.uint8)
@@ -294,6 +291,7 @@ cdef class DenseInt(Weights):
         if minima is not None and minima.dtype != scales.dtype:
             raise ValueError(f"minima: expected {scales.dtype} as scales, got {minima.dtype}")
         self.w.rows, self.w.cols, self.w.group, self.w.bits, self.w.flip = rows, cols, g.group, bits, xor
+        self.w.zero = 0 if minima is not None else 1 << (bits - 1)
         self.w.half_scales, self.w.prepacked = scales.dtype == np.float16, prepacked
         self.rows, self.cols = rows, cols
         self.codes = codes.reshape(-1)
@@ -337,66 +335,10 @@ cdef class DenseHalf(Weights):
         return cpp.matmul_dense_half(self.w, io)
 
 
-cdef bint fill_indices(cpp.BlockSparse* w, indices) except -1:
-    cdef const uint16_t[::1] narrow
-    cdef const uint32_t[::1] wide
-    w.wide_indices = indices.dtype != np.uint16
-    if w.wide_indices:
-        wide = indices
-        w.indices = &wide[0]
-    else:
-        narrow = indices
-        w.indices = &narrow[0]
-    return True
+include "bitmask.pxi"
 
 
-cdef class BlockSparse(Weights):
-    cdef cpp.BlockSparse w
-    cdef const int64_t[::1] indptr
-    cdef object indices
-    cdef const float[:, :, ::1] floats
-    cdef const int8_t[:, :, ::1] integers
-    cdef const float[::1] scales
-
-    def __init__(self, const int64_t[::1] indptr not None, indices not None, data not None, scales, int64_t rows,
-                 int64_t cols):
-        self.indptr, self.indices, self.scales = indptr, indices, scales
-        self.w.rows, self.w.cols = self.rows, self.cols = rows, cols
-        self.w.blockrows, self.w.blockcols = data.shape[1], data.shape[2]
-        if self.w.blockrows < 1 or self.w.blockcols < 1:
-            raise ValueError(f"data: expected blocks of at least 1 x 1, got {data.shape[1:]}")
-        self.w.scales = NULL
-        if data.dtype == np.int8:
-            if scales is None:
-                raise ValueError("scales: expected one per row with int8 data, got None")
-            check_shape("scales", (rows,), scales.shape)
-            self.integers = data
-            self.w.data = &self.integers[0, 0, 0]
-            self.w.scales = &self.scales[0]
-        else:
-            if scales is not None:
-                raise ValueError("scales: expected None with float32 data, got an array")
-            self.floats = data
-            self.w.data = &self.floats[0, 0, 0]
-        check_shape("indptr", (-(-rows // self.w.blockrows) + 1,), (indptr.shape[0],))
-        check_shape("indices", (data.shape[0],), indices.shape)
-        self.w.indptr = &indptr[0]
-        fill_indices(&self.w, indices)
-
-    cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
-        return cpp.matmul_bsr(self.w, io, mode)
-
-
-def check_bsr(const int64_t[::1] indptr not None, indices not None, int64_t block_cols):
-    if indptr.shape[0] < 1:
-        raise ValueError("indptr: expected at least one entry, got none")
-    cdef cpp.BlockSparse w
-    fill_indices(&w, indices)
-    cdef int64_t count = indices.shape[0], block_rows = indptr.shape[0] - 1
-    cdef cpp.Fault fault
-    with nogil:
-        fault = cpp.check_bsr(&indptr[0], block_rows, w.indices, w.wide_indices, count, block_cols)
-    return RULES[fault.rule], (fault.row if fault.rule else -1)
+include "bsr.pxi"
 
 
 cdef read_environment():

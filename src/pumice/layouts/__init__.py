@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from pumice import values as _values  # noqa: F401 - codecs first: layouts name them
 from pumice.layouts.base import CompactArray, Transposed
+from pumice.layouts.bitmask import BitmaskArray
 from pumice.layouts.bsr import BSRArray
 from pumice.layouts.csr import CSRArray
 from pumice.layouts.dense import DenseArray
+from pumice.layouts.nm import NMArray
 from pumice.layouts.registry import LAYOUTS, from_parts, register
 
-__all__ = ["LAYOUTS", "BSRArray", "CSRArray", "CompactArray", "DenseArray", "Transposed", "from_parts", "register"]
+__all__ = [
+    "LAYOUTS",
+    "BSRArray",
+    "BitmaskArray",
+    "CSRArray",
+    "CompactArray",
+    "DenseArray",
+    "NMArray",
+    "Transposed",
+    "from_parts",
+    "register",
+]

@@ -51,7 +51,8 @@ class CompressedArray(CompactArray):
     @classmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
         height, width = block_of(scheme)
-        values, scales = codec_of(scheme).encode_sparse(w)
+        values, grouped = codec_of(scheme).encode_sparse(w, scheme, np.float32)
+        scales = None if grouped is None else grouped[:, 0]
         rows, cols = values.shape
         block_rows, block_cols = -(-rows // height), -(-cols // width)
         if rows % height or cols % width:

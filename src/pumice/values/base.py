@@ -125,9 +125,16 @@ class Codec(ABC):
     sparse_dtype: ClassVar[Any] = None
     """dtype of a stored value in a sparse layout; None where sparse layouts cannot use the codec."""
 
-    def encode_sparse(self, w: F32) -> tuple[Array, F32 | None]:
-        """Values (rows, cols), 0 being a hole, and one scale per row or None."""
+    def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
+        """Values (rows, cols) of `sparse_dtype`, 0 being a hole, and scales (rows, groups) of integers, else None.
+
+        A hole is what is 0 once it is rounded; -0.0 is one.
+        """
         raise TypeError(f"scheme: expected values that a sparse layout can store, got {self.name}")
+
+    def decode_sparse(self, values: Array) -> F32:
+        """Stored values as float32, without their scales."""
+        return values.astype(np.float32)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

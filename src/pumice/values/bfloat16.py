@@ -8,13 +8,13 @@ import numpy as np
 
 from pumice.errors import NonFiniteError
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Arrays, register
+from pumice.values.base import F32, Array, Arrays, register
 from pumice.values.half import Half
 
 
 class BFloat16(Half):
     name = "bfloat16"
-    dtype = np.uint16
+    dtype = sparse_dtype = np.uint16
     file_dtypes = {"": "BF16"}  # noqa: RUF012
 
     def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
@@ -29,7 +29,10 @@ class BFloat16(Half):
         return {"": half}
 
     def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:
-        return (arrays[""].astype(np.uint32) << 16).view(np.float32)
+        return self.decode_sparse(arrays[""])
+
+    def decode_sparse(self, values: Array) -> F32:
+        return (values.astype(np.uint32) << 16).view(np.float32)
 
 
 register(BFloat16())

@@ -14,7 +14,7 @@ from pumice.values.half import Half
 
 class Float16(Half):
     name = "float16"
-    dtype = np.float16
+    dtype = sparse_dtype = np.float16
 
     def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
         with np.errstate(over="ignore"):

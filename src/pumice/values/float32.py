@@ -44,7 +44,7 @@ class Float32(Codec):
     def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
         return Blas(arrays[""])
 
-    def encode_sparse(self, w: F32) -> tuple[Array, F32 | None]:
+    def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
         return w, None
 
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.scheme import Scheme
-from pumice.values.base import Arrays, Codec, Weights
+from pumice.values.base import F32, Array, Arrays, Codec, Weights
 
+NEGATIVE_ZERO = 0x8000
 KERNEL_BATCH = 128  # beyond it, decoding row panels and BLAS is faster
 
 
@@ -21,6 +22,12 @@ class Half(Codec):
 
     def form(self, scheme: Scheme, rows: int, cols: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
         return {"": (self.dtype, (rows, cols))}
+
+    def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
+        values = self.encode(w, scheme)[""]
+        patterns = values.view(np.uint16)
+        patterns[patterns == NEGATIVE_ZERO] = 0
+        return values, None
 
     def kernel(self, batch: int, activations: str) -> str | None:
         return "matmul_f32_half" if batch <= KERNEL_BATCH else None

@@ -21,7 +21,7 @@ PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
 HALF_MIN, HALF_MAX = 2.0**-14, 65504.0  # the normal range of float16
 SCALE_DTYPES = (np.float16, np.float32)
-FLOAT32_KERNEL_BITS = (4, 8)
+FLOAT32_KERNEL_BITS = SPARSE_BITS = (4, 8)
 
 
 def row_bytes(cols: int, bits: int) -> int:
@@ -54,6 +54,12 @@ def stored_scales(exact: NDArray[np.floating[Any]], grouped: bool, scale_dtype: 
     return scales
 
 
+def check_scales(name: str, scales: Array) -> None:
+    """Raise FormatError unless all are finite."""
+    if not np.isfinite(scales).all():
+        raise FormatError(None, name, "finite scales", "a NaN or an infinity")
+
+
 class Integer(Codec):
     """Unsigned integer codes of `bits` bits."""
 
@@ -64,6 +70,7 @@ class Integer(Codec):
     def __init__(self, bits: int) -> None:
         self.bits = bits  # type: ignore[misc]
         self.name = f"int{bits}"  # type: ignore[misc]
+        self.sparse_dtype = np.int8 if bits in SPARSE_BITS else None  # type: ignore[misc]
 
     def group_of(self, scheme: Scheme, cols: int) -> int:
         return max(cols, 1) if scheme.group is None else scheme.group
@@ -128,6 +135,13 @@ class Integer(Codec):
     def codes(self, arrays: Arrays, cols: int) -> Array:
         return native.unpack_codes(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
 
+    def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
+        """Signed codes (rows, cols), so that a hole is exactly 0, and scales (rows, groups)."""
+        arrays = self.encode(w, scheme, scale_dtype)
+        codes = self.codes(arrays, w.shape[1])
+        codes -= np.uint8(1 << (self.bits - 1))  # modulo 256
+        return codes.view(np.int8), arrays["scale"]
+
     def pack(self, codes: NDArray[np.uint8]) -> Arrays:
         """The array that holds these codes (rows, cols)."""
         return {"packed": native.pack_codes(np.ascontiguousarray(codes), self.bits)}
@@ -178,8 +192,7 @@ class Integer(Codec):
 
     def check(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> None:
         super().check(arrays, scheme, rows, cols)
-        if not np.isfinite(arrays["scale"]).all():
-            raise FormatError(None, "scale", "finite scales", "a NaN or an infinity")
+        check_scales("scale", arrays["scale"])
         if "min" in arrays and arrays["min"].dtype != arrays["scale"].dtype:
             raise FormatError(None, "min", f"{arrays['scale'].dtype} as scale", str(arrays["min"].dtype))
         if "min" in arrays and not np.isfinite(arrays["min"]).all():
@@ -209,7 +222,7 @@ class Integer(Codec):
 
     def prepack(self, arrays: Arrays, cols: int) -> Arrays:
         packed = native.prepack_dense(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
-        return {"packed": packed} | {name: _to_panels(arrays[name]) for name in arrays if name != "packed"}
+        return {"packed": packed} | {name: to_panels(arrays[name]) for name in arrays if name != "packed"}
 
     def unprepack(self, arrays: Arrays, ids: NDArray[np.int64], cols: int) -> Arrays:
         packed = native.unprepack_dense(arrays["packed"], ids, self.bits, cols)
@@ -217,7 +230,7 @@ class Integer(Codec):
         return {"packed": packed} | {name: arrays[name][panel, :, lane] for name in arrays if name != "packed"}
 
 
-def _to_panels(array: Array) -> Array:
+def to_panels(array: Array) -> Array:
     """(rows, groups) -> (panels, groups, 16), rows beyond the last being zero."""
     rows, groups = array.shape
     padded = np.zeros((-(-rows // PANEL) * PANEL, groups), array.dtype)

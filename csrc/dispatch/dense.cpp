@@ -1,0 +1,79 @@
+// Dense weights: codes and panels, and products.
+#include <algorithm>
+
+#include "dispatch/api.hpp"
+#include "dispatch/panels.hpp"
+#include "dispatch/table.hpp"
+#include "dispatch/work.hpp"
+
+namespace pumice::api {
+namespace {
+
+constexpr int64_t kHugePage = 2 << 20;       // bytes, on x86-64 and arm64 as they are mostly set up
+constexpr int64_t kEncodeBytesPerCode = 40;  // of parallel_for's cost: encoding computes longer than it reads
+
+// Canonical codes are transposed into scratch, so that both forms meet the same kernel and give the same bits.
+struct DenseSource {
+  const DenseInt& dense;
+
+  int64_t nbytes() const noexcept { return dense.rows * words_of(dense) * 4; }
+  int64_t scratch() const noexcept { return dense.prepacked ? 0 : transposed_bytes(dense, kTilePanels * kPanelRows); }
+  DenseInt panels(Range rows, uint8_t* scratch) const noexcept {
+    const int64_t count = rows.end - rows.begin;
+    return scratch ? transposed(dense, rows.begin, count, scratch) : panels_of(dense, rows.begin, count);
+  }
+  template <class Finish>
+  bool fused(const QuantizedTiles&, bool, float*, const Finish&) const noexcept {
+    return false;
+  }
+};
+
+}  // namespace
+
+void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept {
+  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, low, high); });
+}
+
+void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t* packed) noexcept {
+  on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
+          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, packed); });
+}
+
+void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
+            formats::Groups g, uint8_t flip, float* w) noexcept {
+  on_pool(rows, 1, rows * g.cols * 8,
+          [&](Range r) { formats::decode(packed, scales, zeros, minima, g, flip, r.begin, r.end, w); });
+}
+
+void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept {
+  const int64_t count = ceil_div(rows, kPanelRows), bytes = panel_words(cols, bits) * kPanelRows * 4;
+  const int64_t cost = rows * row_words(cols, bits) * (unit_of(bits).high ? kEncodeBytesPerCode : 8);
+  // Threads that meet in a huge page of new memory each clear one for it, all but one in vain.
+  const int64_t align = count * bytes >= 4 * kHugePage ? ceil_div(kHugePage, bytes) : 1;
+  on_pool(count, align, cost,
+          [&](Range r) { formats::prepack(packed, rows, cols, bits, r.begin, r.end, panels); });
+}
+
+void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed) noexcept {
+  const int64_t bytes = row_words(cols, bits) * 4;
+  on_pool(count, 1, count * bytes * (unit_of(bits).high ? 10 : 2), [&](Range r) {
+    for (int64_t i = r.begin; i < r.end; ++i) formats::unprepack(panels, ids[i], cols, bits, packed + i * bytes);
+  });
+}
+
+Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept {
+  return matmul_panels(DenseSource{w}, io, mode);
+}
+
+Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept {
+  if (w.rows == 0 || io.batch == 0) return Status::kOk;
+  const KernelTable& kernel = kernels();
+  on_pool(w.rows, 1, w.rows * w.cols * 2 * std::max<int64_t>(1, io.batch / 4), [&](Range range) {
+    kernel.matmul_f32_half(w, range.begin, range.end, io.x, io.batch, io.y, w.rows);
+    finish_rows(io, w.rows, nullptr, 0, io.batch, range);
+  });
+  return Status::kOk;
+}
+
+}  // namespace pumice::api
