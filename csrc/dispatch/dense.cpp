@@ -10,6 +10,7 @@
 namespace pumice::api {
 namespace {
 
+constexpr int64_t kHugePage = 2 << 20;       // bytes, on x86-64 and arm64 as they are mostly set up
 constexpr int64_t kEncodeBytesPerCode = 40;  // of parallel_for's cost: encoding computes longer than it reads
 
 // Canonical codes are transposed into scratch, so that both forms meet the same kernel and give the same bits.
@@ -51,8 +52,11 @@ void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t
 }
 
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept {
+  const int64_t count = ceil_div(rows, kPanelRows), bytes = panel_words(cols, bits) * kPanelRows * 4;
   const int64_t cost = rows * row_words(cols, bits) * (unit_of(bits).high ? kEncodeBytesPerCode : 8);
-  on_pool(ceil_div(rows, kPanelRows), 1, cost,
+  // Threads that meet in a huge page of new memory each clear one for it, all but one in vain.
+  const int64_t align = count * bytes >= 4 * kHugePage ? ceil_div(kHugePage, bytes) : 1;
+  on_pool(count, align, cost,
           [&](Range r) { formats::prepack(packed, rows, cols, bits, r.begin, r.end, panels); });
 }
 

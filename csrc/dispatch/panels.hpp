@@ -74,19 +74,22 @@ inline DenseInt transposed(const DenseInt& w, int64_t first, int64_t rows, uint8
   return view;
 }
 
-// Runs kernel(panels, rows) over all rows: what a thread gets, or what fits into scratch.
+// Runs kernel(panels, rows) over all rows: what a thread gets, or what fits into scratch. It returns false if it has no memory.
 template <class Source, class Kernel>
 Status for_panels(const Source& source, int64_t batch, const Kernel& kernel) noexcept {
   std::atomic<bool> no_memory{false};
   constexpr int64_t kAlign = kTilePanels * kPanelRows;
   const int64_t bytes = source.scratch();
   on_pool(source.dense.rows, kAlign, source.nbytes() * std::max<int64_t>(1, batch / 4), [&](Range range) {
-    if (bytes == 0) return kernel(source.panels(range, nullptr), range);
+    if (bytes == 0) {
+      if (!kernel(source.panels(range, nullptr), range)) no_memory.store(true);
+      return;
+    }
     Workspace scratch(bytes);
     if (!scratch.get()) return no_memory.store(true);
     for (Range some{range.begin, 0}; some.begin < range.end; some.begin = some.end) {
       some.end = std::min(some.begin + kAlign, range.end);
-      kernel(source.panels(some, scratch.get()), some);
+      if (!kernel(source.panels(some, scratch.get()), some)) return no_memory.store(true);
     }
   });
   return no_memory.load() ? Status::kNoMemory : Status::kOk;
@@ -112,8 +115,9 @@ Status matmul_int_chunk(const Source& source, const Operands& io, int64_t first,
   const auto finish = [&](Range rows) { finish_rows(io, w.rows, a.finite, first, batch, rows); };
   if (source.fused(a, two_digits, y, finish)) return Status::kOk;
   return for_panels(source, batch, [&](const DenseInt& panels, Range rows) {
-    kernel.matmul_int(panels, a, two_digits, y + rows.begin, w.rows);
+    if (!kernel.matmul_int(panels, a, two_digits, y + rows.begin, w.rows)) return false;
     finish(rows);
+    return true;
   });
 }
 
@@ -148,6 +152,7 @@ Status matmul_panels(const Source& source, const Operands& io, Activations mode)
     return for_panels(source, io.batch, [&](const DenseInt& panels, Range rows) {
       kernel.matmul_f32_int(panels, io.x, sums, io.batch, io.y + rows.begin, w.rows);
       finish_rows(io, w.rows, nullptr, 0, io.batch, rows);
+      return true;
     });
   }
   for (int64_t first = 0; first < io.batch; first += kBatchChunk) {

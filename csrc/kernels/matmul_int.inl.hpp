@@ -12,6 +12,9 @@
 // in ascending order, every float operation rounded on its own: the promise of docs/formats.md, "Products".
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
+
 #include "kernels/unroll.hpp"
 #include "views.hpp"
 
@@ -128,8 +131,9 @@ struct Place {
 };
 
 // The sums of one segment: for each row of x and slice, chains of dot products enough to hide the latency of one.
-template <int kBits, bool kTwoDigits, int kRows>
+template <int kWidth, bool kTwoDigits, int kTile>
 struct Sums {
+  static constexpr int kBits = kWidth, kRows = kTile;
   using D = Dot<kBits, kTwoDigits>;
   static constexpr int kSlices = kPanelSlices * kPanels<kRows>;
   static constexpr int kVectors = kRows * kSlices * D::kRegisters;
@@ -180,7 +184,14 @@ struct Sums {
         unroll<kRows>([&](auto m) ALWAYS_INLINE {
           const uint8_t* quad = quads + (kStep * D::kPlanes * kRows + m) * 4;
           const auto digits = D::load(quad, quad + kRows * 4);
-          unroll<kSlices>([&](auto s) { dots[m][s][(kTurn + kStep) % kChains].add(bytes[s], digits); });
+          unroll<kSlices>([&](auto s) {
+            D& dot = dots[m][s][(kTurn + kStep) % kChains];
+            if constexpr (kWideRows > 0 && kRows > 2) {
+              dot.add_pinned(bytes[s], digits);
+            } else {
+              dot.add(bytes[s], digits);
+            }
+          });
         });
       });
     });
@@ -224,6 +235,36 @@ struct Sums {
   }
 };
 
+// The same of codes that were widened for many row tiles, so that the loop only loads, multiplies and adds. A unit is 16 columns;
+// each step has a word for each plane of its activations.
+template <int kPlanes, int kRows>
+struct WideSums : Sums<kPlanes == 1 ? 4 : 8, kPlanes == 2, kRows> {
+  using D = typename WideSums::D;
+  static constexpr int kSteps = 4, kWords = kSteps * kPlanes, kUnitQuads = kWords * kRows * 4;
+  static constexpr Unit kUnit{16, kWords, kWords, 8, 0};
+
+  template <int kTurns, class Source>
+  void add_units(int64_t units, Source& codes, uint32_t, const uint8_t* quads) {
+    constexpr int64_t kStretch = D::kFlush ? D::kFlush / kSteps : kBlock;
+    while (units > 0) {
+      int64_t now = units < kStretch ? units : kStretch;
+      units -= now;
+      for (; now > 0; --now, quads += kUnitQuads) {
+        unroll<kWords>([&](auto word) ALWAYS_INLINE {
+          Codes wide[kPanelSlices];
+          codes.load(0, word, wide);
+          unroll<kRows>([&](auto m) ALWAYS_INLINE {
+            const auto quad = D::quad(quads + (word * kRows + m) * 4);
+            unroll<kPanelSlices>([&](auto s) { this->dots[m][s][0].add_wide(wide[s], quad); });
+          });
+        });
+        codes.skip(kWords);
+      }
+      this->flush();
+    }
+  }
+};
+
 // Columns k .. stop, some of one block; quads are those of column 0.
 template <class S, class Source>
 inline void add_part(S& sums, const Tile& tile, Source& codes, const uint8_t* quads, int64_t k, int64_t stop) {
@@ -244,12 +285,11 @@ inline void add_part(S& sums, const Tile& tile, Source& codes, const uint8_t* qu
 }
 
 // Flat: a lambda that is not inlined takes the address of the sums, which then live in memory.
-template <int kBits, bool kTwoDigits, int kRows, class Source>
+template <class S, class Source>
 __attribute__((flatten)) void tile_rows(const Tile& tile, Source codes, const QuantizedTiles& a, int64_t row, float* y,
                                         int64_t y_stride) {
   const int64_t segment = a.segment;
-  using S = Sums<kBits, kTwoDigits, kRows>;
-  constexpr int kSlices = S::kSlices, kUnits = static_cast<int>(kBlock) / S::kUnit.cols;  // units of a block
+  constexpr int kRows = S::kRows, kSlices = S::kSlices, kUnits = static_cast<int>(kBlock) / S::kUnit.cols;  // of a block
   constexpr int kTurns = S::kChains > S::kSteps ? S::kChains / S::kSteps : 1;
   const Place base{a.quads + row * a.padded * S::D::kPlanes, a.starts + row * a.segments, a.steps + row * a.blocks};
   Place at = base;
@@ -262,7 +302,7 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, Source codes, const Qu
     I32 own[kSlices];
     if (tile.zeros) {
       unroll<kSlices>([&](auto s) {
-        own[s] = sub(load_u8(tile.zeros + tile.entry(at_group, s)), set_i32(kOffset<kBits>));
+        own[s] = sub(load_u8(tile.zeros + tile.entry(at_group, s)), set_i32(kOffset<S::kBits>));
       });
     }
     const I32* zeros = tile.zeros ? own : nullptr;
@@ -313,11 +353,12 @@ __attribute__((flatten)) void tile_rows(const Tile& tile, Source codes, const Qu
   }
 }
 
-// tile_rows for some number of rows of x, and how many panels it takes.
+// tile_rows for some number of rows of x, how many panels it takes, and whether their codes are widened.
 template <class Source>
 struct TileRows {
   void (*run)(const Tile& tile, Source codes, const QuantizedTiles& a, int64_t row, float* y, int64_t y_stride);
   int panels;
+  bool wide;
 };
 
 // 1 <= count <= kRows
@@ -326,36 +367,99 @@ TileRows<Source> tile_rows_of(int64_t count) {
   if constexpr (kRows > 1) {
     if (count < kRows) return tile_rows_of<kBits, kTwoDigits, Source, kRows - 1>(count);
   }
-  return {tile_rows<kBits, kTwoDigits, kRows, Source>, kPanels<kRows>};
+  return {tile_rows<Sums<kBits, kTwoDigits, kRows>, Source>, kPanels<kRows>, false};
 }
+
+// Bytes of a panel's widened codes, whole units of 32 columns: the largest of all widths.
+template <int kBits, bool kTwoDigits>
+int64_t wide_bytes(int64_t cols) {
+  using W = WideSums<Dot<kBits, kTwoDigits>::kPlanes, 1>;
+  return ceil_div(cols, 32) * (32 / W::kUnit.cols) * W::kWords * kWordBytes;
+}
+
+// The codes of one panel as WideSums reads them.
+template <int kBits, bool kTwoDigits>
+void widen(const Tile& tile, uint8_t* out) {
+  using S = Sums<kBits, kTwoDigits, 1>;
+  uint8_t* const end = out + wide_bytes<kBits, kTwoDigits>(tile.cols);
+  DenseCodes codes(tile);
+  for (int64_t k = 0; k < tile.cols; k += S::kUnit.cols, codes.skip(S::kUnit.words)) {
+    Codes high[kPanelSlices];
+    if constexpr (S::kHigh != 0) codes.load(0, S::kHighWord, high);
+    codes.prefetch_word(0, 0);
+    for (int step = 0; step < S::kSteps; ++step) {
+      Codes low[kPanelSlices];
+      codes.load(0, step / S::kPerByte, low);
+      for (int s = 0; s < kPanelSlices; ++s) {
+        if constexpr (kBits == 8) low[s] = flip(low[s], tile.flip);
+        Codes bytes = bytes_of<S::kLow>(low[s], step % S::kPerByte);
+        if constexpr (S::kHigh != 0) bytes = with_high<S::kLow, S::kHigh>(bytes, high[s], step);
+        for (int plane = 0; plane < S::D::kPlanes; ++plane) {
+          store_codes(out + plane * kWordBytes + s * kLanes * 4, S::D::widened(bytes, plane));
+        }
+      }
+      out += S::D::kPlanes * kWordBytes;
+    }
+  }
+  std::memset(out, 0, static_cast<size_t>(end - out));
+}
+
+// Four row tiles repay widening, also where memory is slow. From there on all tiles have kWideRows rows, or one less, but for the last.
+constexpr bool is_wide(int64_t batch) { return kWideRows > 0 && batch >= 4 * kWideRows; }
 
 // The fewest tiles, of equal height but for the last: 16 rows are 8 + 8, not 12 + 4.
 int64_t tile_height(int64_t batch, int bits, bool two_digits) {
   const int64_t most = with_bits(bits, [&](auto constant) -> int64_t {
     constexpr int kBits = decltype(constant){};
-    return two_digits ? kTileRows<kBits, true> : kTileRows<kBits, false>;
+    return is_wide(batch) ? kWideRows : two_digits ? kTileRows<kBits, true> : kTileRows<kBits, false>;
   });
   return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
 }
 
-void matmul_int(const DenseInt& w, const QuantizedTiles& a, bool two_digits, float* y, int64_t y_stride) {
-  const auto instance = [&](int64_t count) {
-    return with_bits(w.bits, [&](auto constant) {
-      constexpr int kBits = decltype(constant){};
-      return two_digits ? tile_rows_of<kBits, true, DenseCodes>(count) : tile_rows_of<kBits, false, DenseCodes>(count);
-    });
-  };
+template <int kBits, bool kTwoDigits>
+TileRows<DenseCodes> dense_rows_of(int64_t batch, int64_t count) {
+  if constexpr (kWideRows > 0) {
+    constexpr int kPlanes = Dot<kBits, kTwoDigits>::kPlanes;
+    if (is_wide(batch) && count == kWideRows) return {tile_rows<WideSums<kPlanes, kWideRows>, DenseCodes>, 1, true};
+    if (is_wide(batch) && count == kWideRows - 1) {
+      return {tile_rows<WideSums<kPlanes, kWideRows - 1>, DenseCodes>, 1, true};
+    }
+  }
+  return tile_rows_of<kBits, kTwoDigits, DenseCodes>(count);
+}
+
+template <int kBits, bool kTwoDigits>
+bool matmul_int_of(const DenseInt& w, const QuantizedTiles& a, float* y, int64_t y_stride) {
   const int64_t whole = a.batch / a.height * a.height, rest = a.batch - whole;
-  const TileRows<DenseCodes> full = instance(a.height), last = instance(rest ? rest : a.height);
+  const TileRows<DenseCodes> full = dense_rows_of<kBits, kTwoDigits>(a.batch, a.height);
+  const TileRows<DenseCodes> last = dense_rows_of<kBits, kTwoDigits>(a.batch, rest ? rest : a.height);
+  uint8_t* wide = nullptr;
+  if constexpr (kWideRows > 0) {
+    if (full.wide) wide = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(wide_bytes<kBits, kTwoDigits>(w.cols))));
+    if (full.wide && !wide) return false;
+  }
   for (int64_t first = 0; first < w.rows; first += full.panels * kPanelRows) {
     const Tile tile(w, first, full.panels);
-    for (int64_t row = 0; row < whole; row += a.height) full.run(tile, tile, a, row, y + first, y_stride);
+    Tile widened = tile;
+    if constexpr (kWideRows > 0) {
+      if (wide) widen<kBits, kTwoDigits>(tile, wide), widened.codes = wide;
+    }
+    for (int64_t row = 0; row < whole; row += a.height) full.run(widened, widened, a, row, y + first, y_stride);
     if (rest == 0) continue;
     for (int64_t n = first; n < first + tile.rows; n += last.panels * kPanelRows) {
-      const Tile some(w, n, last.panels);
+      const Tile some = last.wide ? widened : Tile(w, n, last.panels);
       last.run(some, some, a, whole, y + n, y_stride);
     }
   }
+  std::free(wide);
+  return true;
+}
+
+bool matmul_int(const DenseInt& w, const QuantizedTiles& a, bool two_digits, float* y, int64_t y_stride) {
+  return with_bits(w.bits, [&](auto constant) {
+    constexpr int kBits = decltype(constant){};
+    return (two_digits ? matmul_int_of<kBits, true> : matmul_int_of<kBits, false>)(w, a, y, y_stride);
+  });
 }
 
 template <int kCodeBits>

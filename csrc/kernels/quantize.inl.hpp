@@ -106,6 +106,12 @@ inline void spread_pairs(const int16_t* a, uint8_t* out, int64_t step) {
   }
 }
 
+inline int32_t sum_codes(const int16_t* codes, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += codes[i];
+  return sum;
+}
+
 // One block of `count` rows of x, the first at row `row` of the tiles.
 template <int kBits, bool kTwoDigits>
 inline void quantize_tile(const float* x, int64_t cols, int32_t zero, const QuantizedTiles& a, int64_t row, int64_t count,
@@ -115,9 +121,9 @@ inline void quantize_tile(const float* x, int64_t cols, int32_t zero, const Quan
   const int64_t k = block * kBlock, width = cols - k < kBlock ? cols - k : kBlock, per_block = kBlock / a.segment;
   for (int64_t m = 0; m < count; ++m) {
     const float* from = x + (row + m) * cols + k;
-    float ragged[kBlock] = {}, scale;
+    float ragged[kBlock], scale;
     if (width < kBlock) {
-      for (int64_t i = 0; i < width; ++i) ragged[i] = from[i];
+      for (int64_t i = 0; i < kBlock; ++i) ragged[i] = i < width ? from[i] : 0.0f;
       from = ragged;
     }
     int16_t codes[kBlock];
@@ -134,8 +140,7 @@ inline void quantize_tile(const float* x, int64_t cols, int32_t zero, const Quan
     }
     a.steps[row * a.blocks + block * count + m] = scale;
     for (int64_t i = 0; i < per_block; ++i) {
-      int32_t sum = 0;
-      for (int64_t c = i * a.segment; c < (i + 1) * a.segment; ++c) sum += codes[c];
+      const int32_t sum = a.segment == kBlock ? sum_codes(codes, kBlock) : sum_codes(codes + i * a.segment, a.segment);
       const int64_t at = row * a.segments + (block * per_block + i) * count + m;
       a.starts[at] = zero == kOwnZeros ? -sum : (kOffset<kBits> - zero) * sum;
       if (a.sums) a.sums[at] = static_cast<float>(sum) * scale;

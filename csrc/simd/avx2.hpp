@@ -7,7 +7,8 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 template <int kBits, bool kTwoDigits>
-constexpr int kTileRows = kBits > 4 || kTwoDigits ? 4 : 5;  // as many sums as there are registers for
+constexpr int kTileRows = kBits > 4 || kTwoDigits ? 4 : 5;
+constexpr int kWideRows = 6;  // 12 sums, 2 vectors of codes, an activation and a product: 16 registers
 template <int kBits>
 constexpr int kOffset = 0;
 
@@ -21,12 +22,23 @@ struct Dot {
   };
   struct Wide {};
   __m256i sum;
-  static Digits load(const uint8_t* even, const uint8_t* odd) { return {broadcast_quad(even), broadcast_quad(odd)}; }
+  static Quad quad(const uint8_t* p) { return broadcast_quad(p); }
+  static Digits load(const uint8_t* even, const uint8_t* odd) { return {quad(even), quad(odd)}; }
+  static Codes widened(Codes c, int plane) {
+    return {plane ? _mm256_srli_epi16(c.v, 8) : _mm256_and_si256(c.v, _mm256_set1_epi16(255))};
+  }
   void start(I32 v, Wide&) { sum = v.v; }
   void add(Codes c, const Digits& a) {
-    const __m256i low = _mm256_and_si256(c.v, _mm256_set1_epi16(255));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, a.even));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(c.v, 8), a.odd));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(widened(c, 0).v, a.even));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(widened(c, 1).v, a.odd));
+  }
+  void add_pinned(Codes c, const Digits& a) {
+    add_wide(widened(c, 0), a.even);
+    add_wide(widened(c, 1), a.odd);
+  }
+  void add_wide(Codes c, Quad a) {
+    __m256i product;
+    asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(c.v), "x"(a));
   }
   void flush(Wide&) {}
   I32 total(const Wide&) const { return {sum}; }
@@ -41,12 +53,19 @@ struct NarrowDot {
   };
   using Wide = I32;
   __m256i narrow;
-  static Digits load(const uint8_t* code, const uint8_t*) { return {broadcast_quad(code)}; }
+  static Quad quad(const uint8_t* p) { return broadcast_quad(p); }
+  static Digits load(const uint8_t* code, const uint8_t*) { return {quad(code)}; }
+  static Codes widened(Codes c, int) { return c; }
   void start(I32 v, Wide& wide) {
     narrow = _mm256_setzero_si256();
     wide = v;
   }
   void add(Codes c, const Digits& a) { narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(c.v, a.code)); }
+  void add_pinned(Codes c, const Digits& a) { add_wide(c, a.code); }
+  void add_wide(Codes c, Quad a) {
+    __m256i product;
+    asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(narrow), "=&x"(product) : "x"(c.v), "x"(a));
+  }
   void flush(Wide& wide) {
     wide.v = _mm256_add_epi32(wide.v, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
     narrow = _mm256_setzero_si256();

@@ -15,6 +15,7 @@ constexpr int kLanes = 16;
 constexpr int kTilePanels = 2;
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kBits != 4 && kBits != 8 ? 4 : kTwoDigits ? 6 : 12;
+constexpr int kWideRows = 0;
 template <int kBits>
 constexpr int kOffset = 0;
 

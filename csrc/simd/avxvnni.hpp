@@ -8,6 +8,7 @@ namespace {
 
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = kTwoDigits ? 2 : kBits == 8 ? 6 : 5;  // as many sums as there are registers for, beside the codes
+constexpr int kWideRows = 0;
 template <int kBits>
 constexpr int kOffset = 0;
 

@@ -16,6 +16,7 @@ constexpr int kTilePanels = 1;
 // As many sums as there are registers for, beside 4 vectors of codes, of their high bits (3, 5 and 6 bits) and of bytes.
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = (kBits == 8 ? 5 : kBits % 2 || kBits == 6 ? 2 : 4) / (kTwoDigits ? 2 : 1);
+constexpr int kWideRows = 0;
 // sdot multiplies signed bytes only (usdot is Armv8.6). Codes of fewer than 8 bits are such bytes as they are.
 template <int kBits>
 constexpr int kOffset = kBits == 8 ? 128 : 0;

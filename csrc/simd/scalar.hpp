@@ -14,6 +14,7 @@ constexpr int kLanes = 1;
 constexpr int kTilePanels = 1;       // panels of w that matmul_int takes together
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = 1;         // rows of x that it takes together
+constexpr int kWideRows = 0;         // the same of large batches, on widened codes; 0: they are not widened
 template <int kBits>
 constexpr int kOffset = 0;           // Dot takes code - kOffset, 0 or 128: a signed byte where the ISA has no products of others
 
@@ -155,7 +156,11 @@ inline void prefetch(const void*) {}
 // meet a lane of codes, in kPlanes planes: with kByteDigits the int8 digits hi and lo (a = 128 * hi + lo), or one; else
 // the int16 pairs (a0, a2) and (a1, a3). If kFlush is not 0, `flush` must be called every kFlush
 // steps, which empties the sums into Wide, kept apart so that the registers are for the sums. Dot products work in
-// kRegisters vectors of sums.
+// kRegisters vectors of sums. Where kWideRows is not 0 a Dot also has
+//
+// widened(codes, plane)  the codes that meet a plane of activations, as add_wide takes them
+// quad(p), add_wide(c, quad)
+// add_pinned             add, in instructions that GCC does not rearrange: with many sums its own order spills them
 template <int kBits, bool kTwoDigits>
 struct Dot {
   static constexpr bool kByteDigits = false;

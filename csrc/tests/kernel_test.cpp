@@ -176,6 +176,33 @@ void dense_ints() {
   }
 }
 
+// AVX2 widens codes for so many rows: tiles of 6 and 5.
+void large_batches() {
+  constexpr int64_t kBatch = 29, kRows = 33;
+  Random random(6);
+  int shape = 0;
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    for (int64_t group : {16, 32, 128, 512}) {
+      const int64_t cols = shape++ % 2 ? 300 : 277;
+      const uint8_t flip = bits == 8 && group != 32 ? 0x80 : 0;
+      const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, group, bits, flip, false, false}, Offsets(shape % 3));
+      const auto x = activations(random, kBatch, cols, true);
+      for (int mode = 0; mode < 2; ++mode) {
+        std::vector<float> expected;
+        for (const char* isa : isas()) {
+          api::choose_isa(isa);
+          const auto y = product(kBatch, kRows, [&](float* out) {
+            return api::matmul_dense_int(w.view(true), {x.data(), out, nullptr, kBatch}, Activations(mode));
+          });
+          if (expected.empty()) expected = y;
+          if (std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0) continue;
+          fail("dense int" + std::to_string(bits) + text("batch", kBatch) + text("group", group) + ": " + isa + " differs from scalar");
+        }
+      }
+    }
+  }
+}
+
 void dense_halves() {
   Random random(2);
   for (int64_t cols : {1, 7, 16, 33, 64, 130}) {
@@ -514,6 +541,7 @@ int main(int argc, char** argv) {
   formats_round_trip();
   quantized_rows();
   dense_ints();
+  large_batches();
   dense_halves();
   block_sparse();
   bitmasks();
