@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "formats/bsr.hpp"
 #include "formats/integer.hpp"
 #include "status.hpp"
 #include "views.hpp"
@@ -29,6 +30,11 @@ void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept;
 Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept;
 Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) noexcept;
+
+// Block-sparse weights from matrices, and back: formats/bsr.hpp. False: no memory for the scratch.
+bool count_blocks(const formats::Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept;
+bool fill_blocks(const formats::Matrix& m, const BlockSparse& w) noexcept;
+void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 
 // First bad block row and the rule it breaks: 0 none, 1 indptr falls or leaves the indices, 2 an index is out of
 // range, 3 indices are not sorted and unique.

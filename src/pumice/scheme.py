@@ -7,6 +7,7 @@ no codec by name: they declare their grammar with `register_layout` and `registe
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pumice.errors import SchemeError
@@ -32,7 +33,8 @@ class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
     `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table. `values` None
-    means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
+    means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`. `refuses`
+    says why a scheme that is written well is not one, if so.
     """
 
     name: str
@@ -40,6 +42,7 @@ class LayoutGrammar:
     letters: tuple[str, ...] = ()
     values: tuple[str, ...] | None = None
     group: bool = False
+    refuses: Callable[[Scheme], str | None] = lambda scheme: None
 
     @property
     def numbers(self) -> int:
@@ -191,3 +194,6 @@ def _check(text: str, scheme: Scheme) -> None:
         raise _error(text, f"{scheme.layout} is symmetric, so that a hole is exactly 0: no -{scheme.flags[0]}")
     if scheme.group is not None and not layout.group:
         raise _error(text, f"{scheme.layout} has one symmetric scale per row: no -g{scheme.group}")
+    why = layout.refuses(scheme)
+    if why:
+        raise _error(text, why)

@@ -14,7 +14,7 @@ from pumice.scheme import Scheme
 from pumice.values import CODECS
 
 GROUPS = (None, 16, 32, 128, 256)
-NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (3, 5), (16, 1)]}
+NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (3, 5), (16, 1), (16, 4), (8, 16)]}
 
 # Around a panel (16 rows), a vector (8 and 16 lanes), a word of nibbles (8), a block of x (128) and a group.
 SHAPES = [
@@ -37,7 +37,8 @@ def schemes() -> list[str]:
                 free = grammar.values is None
                 groups = GROUPS if free and CODECS[name].group else (None,)
                 options = [(), *((flag,) for flag in CODECS[name].flags)] if free else [()]
-                found += [str(Scheme(grammar.name, numbers, name, group, some)) for group in groups for some in options]
+                parsed = [Scheme(grammar.name, numbers, name, group, some) for group in groups for some in options]
+                found += [str(scheme) for scheme in parsed if not grammar.refuses(scheme)]
     assert len(found) == len(set(found)) >= len(LAYOUTS) + len(CODECS)
     return found
 

@@ -11,6 +11,13 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         kInt8
         kFloat32
 
+    cdef enum class Values(int):
+        kFloat32
+        kFloat16
+        kBfloat16
+        kInt8
+        kInt4
+
     cdef struct DenseInt:
         const uint8_t* codes
         const void* scales
@@ -40,6 +47,7 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t blockrows
         int64_t blockcols
         bint wide_indices
+        Values values
 
     cdef struct Operands:
         const float* x
@@ -68,6 +76,14 @@ cdef extern from "formats/integer.hpp" namespace "pumice::formats" nogil:
     void unpack(const uint8_t* packed, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* codes)
 
 
+cdef extern from "formats/bsr.hpp" namespace "pumice::formats" nogil:
+    cdef struct Matrix:
+        const void* values
+        int64_t rows
+        int64_t cols
+        Values kind
+
+
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
     int get_num_threads()
     void set_num_threads(int n)
@@ -94,5 +110,8 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
     Status matmul_dense_half(const DenseHalf& w, const Operands& io)
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
+    bint count_blocks(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts)
+    bint fill_blocks(const Matrix& m, const BlockSparse& w)
+    void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
                     int64_t count, int64_t block_cols)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.reference.base import F32, LAYOUTS, Definition, Integers, Parts
+from pumice.reference.base import F32, LAYOUTS, VALUES, Definition, Integers, Parts
 from pumice.reference.integers import quantize
 from pumice.scheme import Scheme
 
@@ -19,11 +19,15 @@ def block_of(scheme: Scheme) -> tuple[int, int]:
 
 
 def stored_values(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32 | None]:
-    """The matrix of what is stored: w itself, or signed codes (rows, cols) with one float32 scale per row."""
+    """The matrix of what is stored: patterns of floats, or signed codes (rows, cols) with one float32 scale per row."""
     if scheme.values == "float32":
         return w, None
-    codes, scales, _ = quantize(w, bits=8)
-    return (codes.astype(np.int16) - 128).astype(np.int8), scales
+    if scheme.values in ("float16", "bfloat16"):
+        rounded = VALUES[scheme.values].encode(w, scheme)[""]
+        return np.where(rounded.view(np.uint16) << 1 == 0, rounded.dtype.type(0), rounded), None  # -0.0 becomes 0
+    bits = int(scheme.values.removeprefix("int"))
+    codes, scales, _ = quantize(w, bits=bits)
+    return (codes.astype(np.int16) - (1 << (bits - 1))).astype(np.int8), scales
 
 
 def encode(w: F32, scheme: Scheme) -> Parts:
@@ -40,30 +44,39 @@ def encode(w: F32, scheme: Scheme) -> Parts:
                 indices.append(column)
                 data.append(block)
         indptr.append(len(indices))
+    stored = np.array(data, values.dtype).reshape(-1, *scheme.numbers)
     parts: Parts = {
         "indptr": np.array(indptr, np.int64),
         "indices": np.array(indices, np.uint16 if block_cols <= 65536 else np.uint32),
-        "data": np.array(data, values.dtype).reshape(-1, *scheme.numbers),
+        "data": stored,
     }
+    if scheme.values == "int4":  # two unsigned codes a byte, in the order of a block, the first one in its low half
+        pairs = (stored + 8).astype(np.uint8).reshape(len(stored), height * width // 2, 2)
+        parts["data"] = pairs[:, :, 0] | pairs[:, :, 1] << 4
     if scales is not None:
         parts["scale"] = scales
     return parts | {"shape": np.array([rows, cols], np.int64)}
 
 
 def scatter(parts: Parts, scheme: Scheme, rows: int, cols: int) -> NDArray[Any]:
-    """The matrix of stored values, 0 where nothing is stored."""
+    """The matrix of what is stored, 0 where nothing is: float32, or integers."""
     height, width = block_of(scheme)
-    block_cols, indptr = -(-cols // width), parts["indptr"]
-    values = np.zeros(((len(indptr) - 1) * height, block_cols * width), parts["data"].dtype)
+    block_cols, indptr, data = -(-cols // width), parts["indptr"], parts["data"]
+    if scheme.values == "int4":
+        data = np.stack([data & 15, data >> 4], axis=-1).astype(np.int8) - 8
+    if scheme.values in ("float16", "bfloat16"):
+        data = VALUES[scheme.values].decode({"": data}, scheme, len(data), height * width)
+    data = data.reshape(len(parts["indices"]), height, width)
+    values = np.zeros(((len(indptr) - 1) * height, block_cols * width), data.dtype)
     for i in range(len(indptr) - 1):
         for b in range(indptr[i], indptr[i + 1]):
             left = int(parts["indices"][b]) * width
-            values[i * height : (i + 1) * height, left : left + width] = parts["data"][b]
+            values[i * height : (i + 1) * height, left : left + width] = data[b]
     return values[:rows, :cols]
 
 
 def integers(parts: Parts, scheme: Scheme, rows: int, cols: int) -> Integers | None:
-    if scheme.values == "float32":
+    if "scale" not in parts:
         return None
     return Integers(scatter(parts, scheme, rows, cols).astype(np.int64), parts["scale"], max(cols, 1))
 

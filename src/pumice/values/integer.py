@@ -21,7 +21,7 @@ PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
 HALF_MIN, HALF_MAX = 2.0**-14, 65504.0  # the normal range of float16
 SCALE_DTYPES = (np.float16, np.float32)
-FLOAT32_KERNEL_BITS = (4, 8)
+FLOAT32_KERNEL_BITS = SPARSE_BITS = (4, 8)
 
 
 def row_bytes(cols: int, bits: int) -> int:
@@ -64,6 +64,7 @@ class Integer(Codec):
     def __init__(self, bits: int) -> None:
         self.bits = bits  # type: ignore[misc]
         self.name = f"int{bits}"  # type: ignore[misc]
+        self.sparse_dtype = np.int8 if bits in SPARSE_BITS else None  # type: ignore[misc]
 
     def group_of(self, scheme: Scheme, cols: int) -> int:
         return max(cols, 1) if scheme.group is None else scheme.group
