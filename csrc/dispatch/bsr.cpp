@@ -9,7 +9,7 @@
 namespace pumice::api {
 namespace {
 
-constexpr int64_t kBatchChunk = 256;  // rows of x whose quantized form is held at a time
+constexpr int64_t kNearBytes = 512 << 10;  // of quantized x that is held at a time: what stays in L2
 
 int64_t block_rows_of(const BlockSparse& w) noexcept { return ceil_div(w.rows, w.blockrows); }
 
@@ -107,7 +107,8 @@ Status matmul_integer_tiles(const BlockSparse& w, const Operands& io, int64_t fi
     kernel.quantize_lanes(io.x + first * w.cols, w.cols, two_digits, a, units.begin, units.end);
   });
   float* y = io.y + first * w.rows;
-  const Status status = for_block_rows(w, batch, int_bsr_scratch(w.cols), [&](Range range, uint8_t* scratch) {
+  const int64_t sums = tiles * 2 * kPanelRows * a.lanes * 4;
+  const Status status = for_block_rows(w, batch, int_bsr_scratch(w.cols) + sums, [&](Range range, uint8_t* scratch) {
     kernel.matmul_int_bsr(w, range.begin, range.end, a, two_digits, scratch, y, w.rows);
   });
   finish_rows(io, w.rows, a.finite, first, batch, {0, w.rows});
@@ -187,8 +188,10 @@ Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) no
   if (mode == Activations::kFloat32) return Status::kBadArgument;  // the layout decodes row panels for that
   const bool two_digits = mode == Activations::kInt16;
   if (io.batch == 1) return matmul_integer_row(w, io, 0, two_digits);
-  for (int64_t first = 0; first < io.batch; first += kBatchChunk) {
-    const Status status = matmul_integer_tiles(w, io, first, std::min(kBatchChunk, io.batch - first), two_digits);
+  const int64_t near = kNearBytes / std::max<int64_t>(1, w.cols * (two_digits ? 2 : 1)) / kMostLanes * kMostLanes;
+  const int64_t most = std::max(near, kMostLanes);
+  for (int64_t first = 0; first < io.batch; first += most) {
+    const Status status = matmul_integer_tiles(w, io, first, std::min(most, io.batch - first), two_digits);
     if (status != Status::kOk) return status;
   }
   return Status::kOk;

@@ -67,6 +67,12 @@ inline void for_wide_runs(const BlockSparse& w, int64_t first, int64_t last, flo
 
 // A tile of x.
 
+ALWAYS_INLINE inline void fetch(const float* data, int64_t count) {
+  if (kLanes == 1) return;  // GCC warns of a loop that does nothing
+  const auto* ahead = reinterpret_cast<const uint8_t*>(data) + kAheadOfBlocks;
+  for (const uint8_t* stop = ahead + count * 4; ahead < stop; ahead += 64) prefetch(ahead);
+}
+
 // sums[kRows][lanes] += kRows rows of the blocks first .. last - 1, of which `data` is the first one's first row, times
 // kVectors vectors of x. kCols: columns of a block if known when compiling, else 0.
 template <int kRows, int kVectors, int kCols>
@@ -92,14 +98,14 @@ inline void f32_bsr_part(const BlockSparse& w, const float* data, int64_t first,
   if constexpr (kCols == 1) {
     int64_t i = first;
     for (; i + kChains <= last; i += kChains, data += kChains * size) {
-      prefetch(reinterpret_cast<const uint8_t*>(data) + kAheadOfBlocks);
+      fetch(data, kRows * kChains);
       unroll<kChains>([&](auto chain) ALWAYS_INLINE { meet(data + chain * size, x + index_at(w, i + chain) * lanes, chain); });
     }
     for (; i < last; ++i, data += size) meet(data, x + index_at(w, i) * lanes, Index<0>{});
   } else {
     for (int64_t i = first; i < last; ++i, data += size) {
       const float* at = x + index_at(w, i) * cols * lanes;
-      prefetch(reinterpret_cast<const uint8_t*>(data) + kAheadOfBlocks);
+      fetch(data, kRows * cols);
       int64_t c = 0;
       for (; c + kChains <= cols; c += kChains) {
         unroll<kChains>([&](auto chain) ALWAYS_INLINE { meet(data + c + chain, at + (c + chain) * lanes, chain); });
@@ -350,7 +356,8 @@ void matmul_f32_bsr(const BlockSparse& w, int64_t begin, int64_t end, const Colu
       constexpr int kVectors = decltype(vectors){};
       w.blockcols == 1   ? f32_bsr_tile<T, kVectors, 1>(w, begin, end, x, scratch, y, y_stride)
       : w.blockcols == 4 ? f32_bsr_tile<T, kVectors, 4>(w, begin, end, x, scratch, y, y_stride)
-                         : f32_bsr_tile<T, kVectors, 0>(w, begin, end, x, scratch, y, y_stride);
+      : w.blockcols == 16 ? f32_bsr_tile<T, kVectors, 16>(w, begin, end, x, scratch, y, y_stride)
+                          : f32_bsr_tile<T, kVectors, 0>(w, begin, end, x, scratch, y, y_stride);
     };
     x.lanes == kLanes || kLanes == 1 ? tile(Index<1>{}) : tile(Index<2>{});
   });

@@ -24,6 +24,7 @@ struct Quads {
   const uint8_t* codes;  // code c of quad i, row r: codes[offsets[i] + r * stride + c]
   int64_t stride;
   int64_t rows, count, runs;
+  bool rest_alone;       // the rows are all of their blocks
   uint32_t* columns;     // [count + 1] column / 4, rising; the last one is in no block
   int64_t* offsets;      // [count]
   uint32_t* ends;        // [runs] the first quad behind a run
@@ -48,19 +49,30 @@ inline Quads carve_quads(uint8_t* scratch, int64_t cols) {
 // Whether quads are met where they rest.
 inline bool in_place(const BlockSparse& w) { return w.values == Values::kInt8 && w.blockcols % 4 == 0; }
 
-// Of rows `row` and up of the blocks first .. last - 1.
-inline void place_quads(const BlockSparse& w, int64_t first, int64_t last, int64_t row, Quads& q) {
-  const int64_t size = w.blockrows * w.blockcols, per_block = w.blockcols / 4, most = ceil_div(w.cols, 4);
+// Of rows `row` and up of the blocks first .. last - 1, whose data is fetched for the next block row meanwhile.
+template <class Index>
+inline void place_quads(const BlockSparse& w, const Index* indices, int64_t first, int64_t last, int64_t row, Quads& q) {
+  const int64_t size = w.blockrows * w.blockcols, per_block = w.blockcols / 4, most = ceil_div(w.cols, 4), blocks = last - first;
+  uint32_t* columns = q.columns;
+  int64_t* offsets = q.offsets;
   q.codes = static_cast<const uint8_t*>(w.data) + first * size + row * w.blockcols;
   q.stride = w.blockcols;
-  q.count = 0;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t column = index_at(w, i) * per_block, stop = most - column < per_block ? most - column : per_block;
-    for (int64_t j = 0; j < stop; ++j, ++q.count) {
-      q.columns[q.count] = static_cast<uint32_t>(column + j);
-      q.offsets[q.count] = (i - first) * size + 4 * j;
+  indices += first;
+  if (per_block == 1) {
+    for (int64_t i = 0; i < blocks; ++i) columns[i] = indices[i];
+    for (int64_t i = 0; i < blocks; ++i) offsets[i] = i * size;
+    q.count = blocks;
+  } else {
+    for (int64_t i = 0; i < blocks; ++i, columns += per_block, offsets += per_block) {
+      for (int64_t j = 0; j < per_block; ++j) {
+        columns[j] = static_cast<uint32_t>(indices[i] * per_block + j);
+        offsets[j] = i * size + 4 * j;
+      }
     }
+    q.count = blocks * per_block;
+    while (q.count > 0 && q.columns[q.count - 1] >= most) --q.count;  // a block over the edge
   }
+  for (const uint8_t *next = q.codes + blocks * size, *stop = next + blocks * size; next < stop; next += 64) prefetch(next);
 }
 
 inline void gather_quads(const BlockSparse& w, int64_t first, int64_t last, int64_t row, Quads& q) {
@@ -97,14 +109,19 @@ inline void gather_quads(const BlockSparse& w, int64_t first, int64_t last, int6
 
 // Where runs end: without a branch, which could not be foreseen.
 inline void find_runs(Quads& q) {
-  q.columns[q.count] = ~0u;
-  q.runs = 0;
-  for (int64_t i = 0; i < q.count; ++i) {
-    const uint32_t block = q.columns[i] / static_cast<uint32_t>(kBlockQuads);
-    q.ends[q.runs] = static_cast<uint32_t>(i + 1);
-    q.blocks[q.runs] = block;
-    q.runs += block != q.columns[i + 1] / static_cast<uint32_t>(kBlockQuads);
+  uint32_t *columns = q.columns, *ends = q.ends, *blocks = q.blocks;
+  const int64_t count = q.count;
+  columns[count] = ~0u;
+  int64_t runs = 0;
+  uint32_t block = columns[0] / static_cast<uint32_t>(kBlockQuads);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t next = columns[i + 1] / static_cast<uint32_t>(kBlockQuads);
+    ends[runs] = static_cast<uint32_t>(i + 1);
+    blocks[runs] = block;
+    runs += block != next;
+    block = next;
   }
+  q.runs = runs;
 }
 
 // Calls body(q, row) for the rows of one block row, 16 at a time.
@@ -113,7 +130,14 @@ inline void for_quads(const BlockSparse& w, int64_t block_row, Quads& q, bool wh
   const int64_t top = block_row * w.blockrows, first = w.indptr[block_row], last = w.indptr[block_row + 1];
   for (int64_t row = 0; row < w.blockrows && top + row < w.rows; row += kPanelRows) {
     q.rows = w.blockrows - row < kPanelRows ? w.blockrows - row : kPanelRows;
-    (where_they_rest ? place_quads : gather_quads)(w, first, last, row, q);
+    q.rest_alone = q.rows == w.blockrows;
+    if (!where_they_rest) {
+      gather_quads(w, first, last, row, q);
+    } else if (w.wide_indices) {
+      place_quads(w, static_cast<const uint32_t*>(w.indices), first, last, row, q);
+    } else {
+      place_quads(w, static_cast<const uint16_t*>(w.indices), first, last, row, q);
+    }
     find_runs(q);
     body(top + row);
   }
@@ -132,28 +156,32 @@ template <bool kTwoDigits, int kSlices>
 __attribute__((flatten)) inline void int_bsr_slices(const Quads& q, const uint8_t* codes, const QuantizedTiles& a, uint32_t mask,
                                                     const RunSums& to, F32 (&y)[kSlices]) {
   using D = Dot<8, kTwoDigits>;
+  const uint32_t* columns = q.columns;  // what the loop reads, apart from what it writes
+  const int64_t *offsets = q.offsets, count = q.count;
+  const uint8_t* quads = a.quads;
+  const int32_t* starts = a.starts;
+  int32_t *out = to.sums, *corrections = to.corrections;
   I32 sums[kSlices];
   unroll<kSlices>([&](auto s) { sums[s] = zero_i32(); });
   int32_t correction = 0;
   int64_t run = 0;
-  for (int64_t i = 0; i < q.count; ++i) {
-    const uint32_t column = q.columns[i];
-    const uint8_t* quad = a.quads + column * (D::kPlanes * 4);
-    const uint8_t* at = codes + q.offsets[i];
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t column = columns[i];
+    const uint8_t* quad = quads + column * (D::kPlanes * 4);
+    const uint8_t* at = codes + offsets[i];
     const auto digits = D::load(quad, quad + 4);
-    correction += a.starts[column];
+    correction += starts[column];
     unroll<kSlices>([&](auto s) ALWAYS_INLINE {
-      prefetch(at + s * kLanes * 4 + kAheadOfBlocks);
       D dot;
       typename D::Wide wide;
       dot.start(zero_i32(), wide);
       dot.add(flip(load_codes(at + s * kLanes * 4), mask), digits);
       dot.flush(wide);
       sums[s] = add(sums[s], dot.total(wide));
-      store_i32(to.sums + run * kSlices * kLanes + s * kLanes, sums[s]);
+      store_i32(out + run * kSlices * kLanes + s * kLanes, sums[s]);
     });
-    to.corrections[run] = correction;
-    run += (column ^ q.columns[i + 1]) >= kBlockQuads;
+    corrections[run] = correction;
+    run += (column ^ columns[i + 1]) >= kBlockQuads;
   }
   I32 before[kSlices];
   unroll<kSlices>([&](auto s) {
@@ -192,9 +220,13 @@ __attribute__((flatten)) inline void int_bsr_small(const Quads& q, const Quantiz
                                                    int32_t* products, uint32_t* quads, float* y) {
   using D = Dot<8, kTwoDigits>;
   constexpr int kBlocks = kLanes / kRows;
-  uint32_t* planes[2] = {quads, quads + q.count + 4};
-  for (int64_t i = 0; i < q.count; ++i) {
-    for (int p = 0; p < D::kPlanes; ++p) std::memcpy(planes[p] + i, a.quads + (q.columns[i] * D::kPlanes + p) * 4, 4);
+  const int64_t count = q.count;
+  const uint32_t* columns = q.columns;
+  const int32_t* starts = a.starts;
+  uint32_t* planes[2] = {quads, quads + count + 4};
+  for (int p = 0; p < D::kPlanes; ++p) {
+    const uint8_t* from = a.quads + p * 4;
+    for (int64_t i = 0; i < count; ++i) std::memcpy(planes[p] + i, from + columns[i] * (D::kPlanes * 4), 4);
   }
   const auto meet = [&](int64_t i, const uint8_t* codes, int32_t* out) ALWAYS_INLINE {
     typename D::Digits digits;
@@ -211,8 +243,7 @@ __attribute__((flatten)) inline void int_bsr_small(const Quads& q, const Quantiz
     store_i32(out, dot.total(wide));
   };
   int64_t i = 0;
-  for (; i + kBlocks <= q.count; i += kBlocks) {
-    prefetch(q.codes + i * kRows * 4 + kAheadOfBlocks);
+  for (; i + kBlocks <= count; i += kBlocks) {
     meet(i, q.codes + i * kRows * 4, products + i * kRows);
   }
   if (i < q.count) {  // through a scratch: nothing is read past the end
@@ -220,16 +251,16 @@ __attribute__((flatten)) inline void int_bsr_small(const Quads& q, const Quantiz
     std::memcpy(codes, q.codes + i * kRows * 4, static_cast<size_t>((q.count - i) * kRows * 4));
     meet(i, codes, products + i * kRows);
   }
-  int32_t sums[kRows] = {}, correction = 0;
+  int32_t sums[kRows] = {}, correction = 0, *ends = to.sums;
   int64_t run = 0;
-  for (i = 0; i < q.count; ++i) {
-    const uint32_t column = q.columns[i];
-    correction += a.starts[column];
+  for (i = 0; i < count; ++i) {
+    const uint32_t column = columns[i];
+    correction += starts[column];
     for (int r = 0; r < kRows; ++r) {
       sums[r] += products[i * kRows + r];
-      to.sums[run * kRows + r] = sums[r] + correction;
+      ends[run * kRows + r] = sums[r] + correction;
     }
-    run += (column ^ q.columns[i + 1]) >= kBlockQuads;
+    run += (column ^ columns[i + 1]) >= kBlockQuads;
   }
   int32_t before[kRows] = {};
   float out[kRows] = {};
@@ -282,14 +313,41 @@ void matmul_int_bsr_row(const BlockSparse& w, int64_t begin, int64_t end, const 
 
 // Tiles of x.
 
-inline void find_starts(const BlockSparse& w, const Quads& q) {
-  const bool vectors = q.stride == 4 && (q.codes == q.panels || q.rows % kLanes == 0);
+// starts[run][kRows], of rows that are products[quad][kRows].
+template <int kRows>
+inline void sum_runs(const Quads& q, const int32_t* products) {
+  int64_t i = 0;
+  for (int64_t run = 0; run < q.runs; ++run) {
+    int32_t sums[kRows] = {};
+    for (const int64_t end = q.ends[run]; i < end; ++i) {
+      for (int r = 0; r < kRows; ++r) sums[r] += products[i * kRows + r];
+    }
+    for (int r = 0; r < kRows; ++r) q.starts[run * kPanelRows + r] = -kLaneBias * sums[r];
+  }
+}
+
+// Of quads that rest side by side in blocks of 4 or 8 rows: some blocks at a time.
+inline void find_starts_of_small(const Quads& q, int32_t* products) {
+  const int64_t words = q.count * q.rows;
+  int64_t i = 0;
+  for (; i + kLanes <= words; i += kLanes) store_i32(products + i, add_bytes(zero_i32(), load_codes(q.codes + i * 4)));
+  uint8_t codes[kLanes * 4] = {};
+  std::memcpy(codes, q.codes + i * 4, static_cast<size_t>((words - i) * 4));
+  store_i32(products + i, add_bytes(zero_i32(), load_codes(codes)));
+  q.rows == 4 ? sum_runs<4>(q, products) : sum_runs<8>(q, products);
+}
+
+inline void find_starts(const Quads& q) {
+  const bool whole = q.codes == q.panels || q.rows % kLanes == 0;
+  if (q.stride == 4 && !whole && (q.rows == 4 || q.rows == 8) && q.rest_alone) {
+    return find_starts_of_small(q, reinterpret_cast<int32_t*>(q.panels));  // where panels are not needed
+  }
   int64_t i = 0;
   for (int64_t run = 0; run < q.runs; ++run) {
     int32_t* to = q.starts + run * kPanelRows;
     const int64_t from = i;
     i = q.ends[run];
-    if (vectors) {
+    if (q.stride == 4 && whole) {
       for (int64_t row = 0; row < q.rows; row += kLanes) {
         I32 sum = zero_i32();
         for (int64_t j = from; j < i; ++j) sum = add_bytes(sum, load_codes(q.codes + q.offsets[j] + row * 4));
@@ -306,7 +364,6 @@ inline void find_starts(const BlockSparse& w, const Quads& q) {
       to[r] = -kLaneBias * sum;
     }
   }
-  (void)w;
 }
 
 // sums[kRows][lanes] of rows `row` and up times kVectors vectors of x: sums over runs of float(t) * as.
@@ -317,6 +374,9 @@ __attribute__((flatten)) inline void int_bsr_part(const Quads& q, int64_t row, c
   unroll<kRows>([&](auto r) {
     unroll<kVectors>([&](auto v) { store_f32(sums + r * lanes + v * kLanes, zero_f32()); });
   });
+  const uint32_t* columns = q.columns;
+  const int64_t *offsets = q.offsets, stride = q.stride;
+  const uint8_t* rows = q.codes + row * stride;
   int64_t i = 0;
   for (int64_t run = 0; run < q.runs; ++run) {
     D dots[kRows][kVectors];
@@ -326,12 +386,12 @@ __attribute__((flatten)) inline void int_bsr_part(const Quads& q, int64_t row, c
     });
     const int64_t end = q.ends[run];
     for (; i < end; ++i) {
-      const uint8_t* at = quads + q.columns[i] * (D::kPlanes * lanes * 4);
-      const uint8_t* codes = q.codes + q.offsets[i] + row * q.stride;
+      const uint8_t* at = quads + columns[i] * (D::kPlanes * lanes * 4);
+      const uint8_t* codes = rows + offsets[i];
       typename D::Lanes a[kVectors];
       unroll<kVectors>([&](auto v) ALWAYS_INLINE { a[v] = D::load(at + v * kLanes * 4, lanes * 4); });
       unroll<kRows>([&](auto r) ALWAYS_INLINE {
-        const auto weights = D::load_weights(codes + r * q.stride);
+        const auto weights = D::load_weights(codes + r * stride);
         unroll<kVectors>([&](auto v) ALWAYS_INLINE { dots[r][v].add(a[v], weights); });
       });
     }
@@ -355,33 +415,48 @@ inline void int_bsr_tile_rows(const Quads& q, int64_t row, int64_t rows, const u
   if constexpr (kRows > 1) int_bsr_tile_rows<kTwoDigits, kRows / 2, kVectors>(q, row, rows, quads, steps, lanes, sums);
 }
 
+// Rows first .. first + rows - 1 of w: scales and stores their sums[tile][row][lanes]; a tile's are `apart`.
+inline void store_tiles(const BlockSparse& w, const LaneTiles& a, int64_t first, int64_t rows, float* sums, int64_t apart,
+                        float* y, int64_t y_stride) {
+  for (int64_t m = 0; m < a.batch; m += a.lanes, sums += apart) {
+    const int64_t batch = a.batch - m < a.lanes ? a.batch - m : a.lanes;
+    for (int64_t r = 0; r < rows; ++r) {
+      const F32 scale = set_f32(w.scales[first + r]);
+      for (int64_t v = 0; v < batch; v += kLanes) {  // from +0 on: a negative scale must not make -0
+        float* sum = sums + r * a.lanes + v;
+        store_f32(sum, add(zero_f32(), mul(load_f32(sum), scale)));
+      }
+    }
+    store_rows(sums, a.lanes, rows, batch, y + m * y_stride + first, y_stride);
+  }
+}
+
 template <bool kTwoDigits, int kVectors>
 inline void int_bsr_tiles(const BlockSparse& w, int64_t begin, int64_t end, const LaneTiles& a, uint8_t* scratch, float* y,
                           int64_t y_stride) {
   using D = LaneDot<kTwoDigits>;
   constexpr int kRows = kRegisters / 2 / kVectors / D::kRegisters;
-  float sums[kPanelRows * kMostLanes];
+  const int64_t apart = 2 * kPanelRows * a.lanes;
+  auto* sums = reinterpret_cast<float*>(scratch + int_bsr_scratch(w.cols));
   Quads q = carve_quads(scratch, w.cols);
+  int64_t held = 0;  // rows whose sums are not stored yet: enough for vectors of them
   for (int64_t b = begin; b < end; ++b) {
     for_quads(w, b, q, in_place(w), [&](int64_t row) ALWAYS_INLINE {
-      if (kLaneBias) find_starts(w, q);
+      if (kLaneBias) find_starts(q);
       const int64_t rows = w.rows - row < q.rows ? w.rows - row : q.rows;
-      for (int64_t m = 0; m < a.batch; m += a.lanes) {
+      float* to = sums + held * a.lanes;
+      for (int64_t m = 0; m < a.batch; m += a.lanes, to += apart) {
         const uint8_t* quads = a.quads + m * a.padded * D::kPlanes;
         const float* steps = a.steps + m * a.blocks;
         const int64_t batch = a.batch - m < a.lanes ? a.batch - m : a.lanes;
         for (int64_t v = 0; v < batch; v += kVectors * kLanes) {
-          int_bsr_tile_rows<kTwoDigits, kRows, kVectors>(q, 0, rows, quads + v * 4, steps + v, a.lanes, sums + v);
+          int_bsr_tile_rows<kTwoDigits, kRows, kVectors>(q, 0, rows, quads + v * 4, steps + v, a.lanes, to + v);
         }
-        for (int64_t r = 0; r < rows; ++r) {
-          const F32 scale = set_f32(w.scales[row + r]);
-          for (int64_t v = 0; v < a.lanes; v += kLanes) {  // from +0 on: a negative scale must not make -0
-            float* sum = sums + r * a.lanes + v;
-            store_f32(sum, add(zero_f32(), mul(load_f32(sum), scale)));
-          }
-        }
-        store_rows(sums, a.lanes, rows, batch, y + m * y_stride + row, y_stride);
       }
+      held += rows;
+      if (held < kPanelRows && row + rows < w.rows && (b + 1 < end || row + rows < (b + 1) * w.blockrows)) return;
+      store_tiles(w, a, row + rows - held, held, sums, apart, y, y_stride);
+      held = 0;
     });
   }
 }

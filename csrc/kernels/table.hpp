@@ -35,8 +35,10 @@ static inline int64_t block_scratch(const BlockSparse& w) {
 static inline int64_t f32_bsr_scratch(const BlockSparse& w, int64_t lanes) {
   return block_scratch(w) + (w.blockrows + kPanelRows) * lanes;
 }
+// Bytes; matmul_int_bsr has the sums of its tiles behind.
 static inline int64_t int_bsr_scratch(int64_t cols) {
-  return ceil_div(cols, 4) * (64 + 8 + 4) + (ceil_div(cols, kBlock) + 1) * (2 * 4 + 2 * 64 + 4) + 1024 + 64;
+  const int64_t quads = ceil_div(cols, 4), runs = ceil_div(cols, kBlock) + 1;
+  return ceil_div(quads * (64 + 8 + 4) + 4 + runs * (2 * 4 + 2 * 64 + 4) + 1024, 64) * 64;
 }
 
 struct KernelTable {
