@@ -132,17 +132,19 @@ struct DenseHalf {
   bool bfloat16;
 };
 
-// Block-sparse rows, as scipy.sparse.bsr_array; CSR is blockrows = blockcols = 1.
+// Block-sparse rows, as scipy.sparse.bsr_array.
 //
-//   data[block][r][c], blocks of block row b at indptr[b] .. indptr[b+1]-1, block column indices[block]
+//   data[block][r][c], blocks of block row b at indptr[b] .. indptr[b+1]-1, block column indices[block]; of int4 two codes a
+//   byte in the order of (r, c), where blockrows * blockcols is even, so that a block starts with a byte
 struct BlockSparse {
   const int64_t* indptr;    // [ceil(rows / blockrows) + 1]
   const void* indices;      // uint16 or uint32, sorted and unique within a block row
-  const void* data;         // float, or int8
-  const float* scales;      // [rows] for int8 data, else null
+  const void* data;         // float, float16 or bfloat16 bits, int8, or int4 codes
+  const float* scales;      // [rows] of integers, else null
   int64_t rows, cols;
   int64_t blockrows, blockcols;
   bool wide_indices;        // uint32
+  Values values;
 };
 
 // Compressed sparse rows, as scipy.sparse.csr_array: the stored values of row r are number indptr[r] .. indptr[r + 1] - 1.
@@ -163,7 +165,7 @@ struct CompressedRows {
   bool wide_indices;      // uint32
 };
 
-// Some rows of x, quantized (docs/formats.md, "Activations"), as the sparse kernels read them.
+// Some rows of x, quantized (docs/formats.md, "Activations").
 //
 // codes:  a[row][padded]: int16, columns in order; `padded` = cols rounded up to whole blocks, the rest 0
 // scales: as[row][block]

@@ -7,6 +7,7 @@
 #include "formats/bitmask.hpp"
 #include "formats/halves.hpp"
 #include "formats/compressed.hpp"
+#include "formats/bsr.hpp"
 #include "formats/integer.hpp"
 #include "status.hpp"
 #include "views.hpp"
@@ -58,6 +59,10 @@ void count_csr(const formats::StoredMatrix& m, int64_t* counts) noexcept;
 void fill_csr(const formats::StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept;
 void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 void count_runs(const CompressedRows& w, uint8_t* runs) noexcept;
+// Block-sparse weights from matrices, and back: formats/bsr.hpp. False: no memory for the scratch.
+bool count_blocks(const formats::Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept;
+bool fill_blocks(const formats::Matrix& m, const BlockSparse& w) noexcept;
+void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 
 // First bad block row and the rule it breaks: 0 none, 1 indptr falls or leaves the indices, 2 an index is out of
 // range, 3 indices are not sorted and unique.

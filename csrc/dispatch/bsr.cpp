@@ -1,4 +1,4 @@
-// Block-sparse weights, CSR among them: validation and products.
+// Block-sparse weights: validation and products.
 #include <algorithm>
 #include <atomic>
 
@@ -9,69 +9,122 @@
 namespace pumice::api {
 namespace {
 
-QuantizedRows carve_rows(Carver& carver, int64_t batch, int64_t cols) noexcept {
-  QuantizedRows a{};
-  a.blocks = ceil_div(cols, kBlock);
-  a.padded = a.blocks * kBlock;
-  a.codes = carver.take<int16_t>(batch * a.padded);
-  a.scales = carver.take<float>(batch * a.blocks);
-  a.finite = carver.take<uint8_t>(batch);
-  return a;
-}
+constexpr int64_t kNearBytes = 512 << 10;  // of quantized x that is held at a time: what stays in L2
 
-// x of some rows with columns outermost, padded to `cols` columns and `lanes` rows with zeros.
-template <class T>
-void transpose_tile(const T* x, int64_t stride, int64_t batch, int64_t used, int64_t cols, int64_t lanes,
-                    T* out) noexcept {
-  for (int64_t k = 0; k < cols; ++k) {
-    for (int64_t m = 0; m < lanes; ++m) out[k * lanes + m] = m < batch && k < used ? x[m * stride + k] : T(0);
-  }
-}
+int64_t block_rows_of(const BlockSparse& w) noexcept { return ceil_div(w.rows, w.blockrows); }
 
-// Rows first.. of x as the sparse kernels read them: one row in place where no padding is needed, else a tile.
-Status matmul_bsr_tile(const BlockSparse& w, const Operands& io, int64_t first, int64_t batch, bool integer,
-                       bool two_digits) noexcept {
-  const KernelTable& kernel = kernels();
-  const int64_t lanes = batch == 1 ? 1 : kSparseTile;
-  const int64_t block_rows = ceil_div(w.rows, w.blockrows), padded_cols = ceil_div(w.cols, w.blockcols) * w.blockcols;
-  const int64_t cols = std::max(padded_cols, ceil_div(w.cols, kBlock) * kBlock);
-  const float* x = io.x + first * w.cols;
-  Carver measure(nullptr);
-  const auto layout = [&](Carver& carver, QuantizedRows& a, float*& floats, int16_t*& codes, float*& scales) {
-    if (!integer) {
-      floats = carver.take<float>(padded_cols * lanes);
-      return;
-    }
-    a = carve_rows(carver, batch, w.cols);
-    codes = carver.take<int16_t>(cols * lanes);
-    scales = carver.take<float>(ceil_div(cols, kBlock) * lanes);
-  };
-  QuantizedRows a{};
-  float *floats = nullptr, *scales = nullptr;
-  int16_t* codes = nullptr;
-  layout(measure, a, floats, codes, scales);
-  Workspace memory(measure.used());
-  if (!memory.get()) return Status::kNoMemory;
-  Carver carver(memory.get());
-  layout(carver, a, floats, codes, scales);
-
-  SparseOperand operand{floats, codes, scales, lanes, batch};
-  if (integer) {
-    for (int64_t m = 0; m < batch; ++m) kernel.quantize_row(x + m * w.cols, w.cols, two_digits, a, m);
-    transpose_tile(a.codes, a.padded, batch, a.padded, cols, lanes, codes);
-    transpose_tile(a.scales, a.blocks, batch, a.blocks, ceil_div(cols, kBlock), lanes, scales);
-  } else if (lanes == 1 && padded_cols == w.cols) {
-    operand.floats = x;
-  } else {
-    transpose_tile(x, w.cols, batch, w.cols, padded_cols, lanes, floats);
-  }
-  const int64_t stored = w.indptr[block_rows] * w.blockrows * w.blockcols * 8 + w.rows * 16;
-  on_pool(w.indptr, block_rows, stored * std::max<int64_t>(1, batch / 4), [&](Range range) {
-    (integer ? kernel.matmul_int_bsr : kernel.matmul_f32_bsr)(w, range.begin, range.end, operand,
-                                                              io.y + first * w.rows, w.rows);
+// A job over all block rows, split by what they store. `work`: bytes that a stored weight costs, of parallel_for's cost.
+template <class Body>
+Status for_block_rows(const BlockSparse& w, int64_t batch, int64_t scratch_bytes, const Body& body) noexcept {
+  const int64_t block_rows = block_rows_of(w), weights = w.indptr[block_rows] * w.blockrows * w.blockcols;
+  std::atomic<bool> no_memory{false};
+  on_pool(w.indptr, block_rows, (weights * 4 + w.rows * 16) * std::max<int64_t>(1, batch / 4), [&](Range range) {
+    Workspace scratch(scratch_bytes);
+    if (!scratch.get()) return no_memory.store(true);
+    body(range, scratch.get());
   });
-  finish_rows(io, w.rows, integer ? a.finite : nullptr, first, batch, {0, w.rows});
+  return no_memory.load() ? Status::kNoMemory : Status::kOk;
+}
+
+// Rows first .. first + batch - 1 of x times float weights: in place for one row without ragged edges, else as columns.
+Status matmul_floats(const BlockSparse& w, const Operands& io, int64_t first, int64_t batch, Workspace& memory) noexcept {
+  const KernelTable& kernel = kernels();
+  const int64_t cols = ceil_div(w.cols, w.blockcols) * w.blockcols, lanes = batch == 1 ? 1 : batch <= 16 ? 16 : 32;
+  const float* x = io.x + first * w.cols;
+  ColumnsOfX columns{x, lanes, batch};
+  if (lanes > 1 || cols != w.cols) {
+    float* packed = reinterpret_cast<float*>(memory.get());
+    on_pool(cols, 16, cols * batch * 8, [&](Range range) {
+      kernel.pack_columns(x, w.cols, batch, lanes, range.begin, range.end, packed);
+    });
+    columns.floats = packed;
+  }
+  float* y = io.y + first * w.rows;
+  return for_block_rows(w, batch, f32_bsr_scratch(w, lanes) * 4, [&](Range range, uint8_t* scratch) {
+    kernel.matmul_f32_bsr(w, range.begin, range.end, columns, reinterpret_cast<float*>(scratch), y, w.rows);
+  });
+}
+
+Status matmul_all_floats(const BlockSparse& w, const Operands& io) noexcept {
+  const int64_t cols = ceil_div(w.cols, w.blockcols) * w.blockcols, lanes = std::min(kMostLanes, io.batch);
+  Workspace memory(io.batch == 1 && cols == w.cols ? 0 : cols * (lanes == 1 ? 1 : lanes <= 16 ? 16 : 32) * 4);
+  if (!memory.get()) return Status::kNoMemory;
+  for (int64_t first = 0; first < io.batch; first += kMostLanes) {
+    const Status status = matmul_floats(w, io, first, std::min(kMostLanes, io.batch - first), memory);
+    if (status != Status::kOk) return status;
+  }
   return Status::kOk;
+}
+
+// One row of x times integer weights.
+Status matmul_integer_row(const BlockSparse& w, const Operands& io, int64_t row, bool two_digits) noexcept {
+  const KernelTable& kernel = kernels();
+  QuantizedTiles a{};
+  a.batch = a.height = 1;
+  a.blocks = ceil_div(w.cols, kBlock);
+  a.padded = a.blocks * kBlock;
+  a.segment = 4;
+  a.segments = a.padded / a.segment;
+  const auto carve = [&](Carver carver) {
+    a.quads = carver.take<uint8_t>(a.padded * 2);
+    a.starts = carver.take<int32_t>(a.segments);
+    a.steps = carver.take<float>(a.blocks);
+    a.finite = carver.take<uint8_t>(1);
+    return carver.used();
+  };
+  Workspace memory(carve(Carver(nullptr)));
+  if (!memory.get()) return Status::kNoMemory;
+  carve(Carver(memory.get()));
+  a.finite[0] = 1;
+  kernel.quantize_tiles(io.x + row * w.cols, w.cols, 8, 128, two_digits, a, 0, a.blocks);
+  float* y = io.y + row * w.rows;
+  const Status status = for_block_rows(w, 1, int_bsr_scratch(w.cols), [&](Range range, uint8_t* scratch) {
+    kernel.matmul_int_bsr_row(w, range.begin, range.end, a, two_digits, scratch, y);
+  });
+  finish_rows(io, w.rows, a.finite, row, 1, {0, w.rows});
+  return status;
+}
+
+Status matmul_integer_tiles(const BlockSparse& w, const Operands& io, int64_t first, int64_t batch, bool two_digits) noexcept {
+  const KernelTable& kernel = kernels();
+  LaneTiles a{};
+  a.batch = batch;
+  a.lanes = batch <= 16 ? 16 : kMostLanes;
+  a.blocks = ceil_div(w.cols, kBlock);
+  a.padded = a.blocks * kBlock;
+  const int64_t tiles = ceil_div(batch, a.lanes);
+  const auto carve = [&](Carver carver) {
+    a.quads = carver.take<uint8_t>(tiles * a.lanes * a.padded * 2);
+    a.steps = carver.take<float>(tiles * a.lanes * a.blocks);
+    a.finite = carver.take<uint8_t>(batch);
+    return carver.used();
+  };
+  Workspace memory(carve(Carver(nullptr)));
+  if (!memory.get()) return Status::kNoMemory;
+  carve(Carver(memory.get()));
+  std::fill(a.finite, a.finite + batch, uint8_t{1});
+  on_pool(tiles * a.blocks, 1, batch * w.cols * 8, [&](Range units) {
+    kernel.quantize_lanes(io.x + first * w.cols, w.cols, two_digits, a, units.begin, units.end);
+  });
+  float* y = io.y + first * w.rows;
+  const int64_t sums = tiles * 2 * kPanelRows * a.lanes * 4;
+  const Status status = for_block_rows(w, batch, int_bsr_scratch(w.cols) + sums, [&](Range range, uint8_t* scratch) {
+    kernel.matmul_int_bsr(w, range.begin, range.end, a, two_digits, scratch, y, w.rows);
+  });
+  finish_rows(io, w.rows, a.finite, first, batch, {0, w.rows});
+  return status;
+}
+
+// body(block rows, scratch of m.cols words)
+template <class Body>
+bool for_matrix(const formats::Matrix& m, int64_t blockrows, const Body& body) noexcept {
+  std::atomic<bool> no_memory{false};
+  on_pool(ceil_div(m.rows, blockrows), 1, m.rows * m.cols * 4, [&](Range range) {
+    Workspace any(m.cols * 4);
+    if (!any.get()) return no_memory.store(true);
+    body(range, reinterpret_cast<uint32_t*>(any.get()));
+  });
+  return !no_memory.load();
 }
 
 // Whether each index is above the one before it. The flag has the width of an index, so that compilers vectorise.
@@ -109,15 +162,37 @@ Fault check_rows(const int64_t* indptr, int64_t block_rows, const Index* indices
 
 }  // namespace
 
+bool count_blocks(const formats::Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept {
+  return for_matrix(m, blockrows, [&](Range range, uint32_t* any) {
+    formats::count_blocks(m, blockrows, blockcols, range.begin, range.end, any, counts);
+  });
+}
+
+bool fill_blocks(const formats::Matrix& m, const BlockSparse& w) noexcept {
+  return for_matrix(m, w.blockrows, [&](Range range, uint32_t* any) { formats::fill_blocks(m, w, range.begin, range.end, any); });
+}
+
+void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept {
+  on_pool(count, 1, count * w.cols * 8, [&](Range range) {
+    formats::decode_block_rows(w, ids, first, range.begin, range.end, out);
+  });
+}
+
 Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) noexcept {
   if (w.rows == 0 || io.batch == 0) return Status::kOk;
-  const bool integer = w.scales && mode != Activations::kFloat32;
-  if (w.scales && !integer) return Status::kBadArgument;  // the layout decodes row panels for that
-  for (int64_t first = 0; first < io.batch;) {
-    const int64_t left = io.batch - first, batch = left < 4 ? 1 : std::min(kSparseTile, left);
-    const Status status = matmul_bsr_tile(w, io, first, batch, integer, mode == Activations::kInt16);
+  if (!w.scales) {
+    const Status status = matmul_all_floats(w, io);
+    finish_rows(io, w.rows, nullptr, 0, io.batch, {0, w.rows});
+    return status;
+  }
+  if (mode == Activations::kFloat32) return Status::kBadArgument;  // the layout decodes row panels for that
+  const bool two_digits = mode == Activations::kInt16;
+  if (io.batch == 1) return matmul_integer_row(w, io, 0, two_digits);
+  const int64_t near = kNearBytes / std::max<int64_t>(1, w.cols * (two_digits ? 2 : 1)) / kMostLanes * kMostLanes;
+  const int64_t most = std::max(near, kMostLanes);
+  for (int64_t first = 0; first < io.batch; first += most) {
+    const Status status = matmul_integer_tiles(w, io, first, std::min(most, io.batch - first), two_digits);
     if (status != Status::kOk) return status;
-    first += batch;
   }
   return Status::kOk;
 }

@@ -74,14 +74,14 @@ inline uint32_t apart(const uint8_t* run, int part) {
   return quad;
 }
 
-// Byte digits: a = 128 * hi + lo, one plane each; or the code itself in one plane.
-template <int kApart, int kPlanes>
+// Byte digits: a = 128 * hi + lo, one plane each; or the code itself in one plane. They are raised by kBias.
+template <int kApart, int kPlanes, int kBias = 0>
 inline void spread_digits(const int16_t* a, uint8_t* out, int64_t step) {
   uint8_t digits[kPlanes][kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
     const int hi = kPlanes == 2 ? (a[i] + 64) >> 7 : a[i];
-    digits[0][i] = static_cast<uint8_t>(hi);
-    if constexpr (kPlanes == 2) digits[1][i] = static_cast<uint8_t>(a[i] - 128 * hi);
+    digits[0][i] = static_cast<uint8_t>(hi + kBias);
+    if constexpr (kPlanes == 2) digits[1][i] = static_cast<uint8_t>(a[i] - 128 * hi + kBias);
   }
   for (int64_t k = 0; k < kBlock; k += 4 * kApart) {
     for (int part = 0; part < kApart; ++part, out += kPlanes * step) {

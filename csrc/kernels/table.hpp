@@ -5,20 +5,41 @@
 
 namespace pumice {
 
-// x as the sparse kernels read it: some rows of x, columns outermost, so that one stored weight meets a vector of rows.
-//
-// floats: [col][lanes]       int16 codes: [col][lanes]        scales: [block][lanes] (int16 only)
-//
-// `lanes` is kSparseTile, or 1 for a single row. Columns are padded to whole blocks of the weight with zeros; so are lanes.
-struct SparseOperand {
+// Rows of x as the block-sparse kernels read them, columns outermost, so that one stored weight meets vectors of rows:
+// floats[col][lanes]. Columns are padded with zeros to whole blocks of the weight. `lanes` is 16, 32, or 1 for a single row.
+struct ColumnsOfX {
   const float* floats;
-  const int16_t* codes;
-  const float* scales;
   int64_t lanes;
-  int64_t batch;  // rows that count, <= lanes
+  int64_t batch;  // rows that count, <= lanes; the others are 0
 };
 
-constexpr int64_t kSparseTile = 32;
+// The same, quantized; several tiles of 16 or 32 lanes.
+//
+// quads:  [tile][step][plane][lane], 4 bytes each, the planes those of QuantizedTiles; digits are raised by 128 where the
+//         ISA multiplies unsigned by signed bytes, so that weights may be the signed ones
+// steps:  as: [tile][block][lane]
+struct LaneTiles {
+  uint8_t* quads;
+  float* steps;
+  uint8_t* finite;  // [row], as in QuantizedTiles
+  int64_t batch, lanes, padded, blocks;
+};
+
+constexpr int64_t kMostLanes = 32;
+constexpr int64_t kBlockScratch = 1024;  // weights that are widened at a time, if a block has no more
+
+static inline int64_t block_scratch(const BlockSparse& w) {
+  const int64_t size = w.blockrows * w.blockcols;
+  return size > kBlockScratch ? size : kBlockScratch;
+}
+static inline int64_t f32_bsr_scratch(const BlockSparse& w, int64_t lanes) {
+  return block_scratch(w) + (w.blockrows + kPanelRows) * lanes;
+}
+// Bytes; matmul_int_bsr has the sums of its tiles behind.
+static inline int64_t int_bsr_scratch(int64_t cols) {
+  const int64_t quads = ceil_div(cols, 4), runs = ceil_div(cols, kBlock) + 1;
+  return ceil_div(quads * (64 + 8 + 4) + 4 + runs * (2 * 4 + 2 * 64 + 4) + 1024, 64) * 64;
+}
 
 // The same for csr: tiles of 16, 32 or 64 rows of x. `pass` is how many blocks of columns the kernels take at a time.
 //

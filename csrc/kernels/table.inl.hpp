@@ -1,13 +1,13 @@
 // Included last by isa/<isa>.cpp: all kernels, then the table of this ISA, its only symbol.
 #include "kernels/matmul_f32_bitmask.inl.hpp"
-#include "kernels/matmul_f32_bsr.inl.hpp"
 #include "kernels/matmul_f32_csr.inl.hpp"
 #include "kernels/matmul_f32_half.inl.hpp"
 #include "kernels/matmul_f32_int.inl.hpp"
 #include "kernels/matmul_int.inl.hpp"
-#include "kernels/matmul_int_bsr.inl.hpp"
 #include "kernels/matmul_int_csr.inl.hpp"
 #include "kernels/quantize.inl.hpp"
+#include "kernels/matmul_f32_bsr.inl.hpp"
+#include "kernels/matmul_int_bsr.inl.hpp"
 #include "kernels/table.hpp"
 
 namespace pumice::PUMICE_ISA {

@@ -44,6 +44,27 @@ struct Dot {
   I32 total(const Wide&) const { return {sum}; }
 };
 
+template <bool kTwoDigits>
+struct LaneDot {
+  static constexpr int kPlanes = 2, kRegisters = 1;
+  struct Lanes {
+    __m256i even, odd;
+  };
+  using Weights = Lanes;  // int16 pairs
+  __m256i sum;
+  static Lanes load(const uint8_t* p, int64_t plane) { return {load_codes(p).v, load_codes(p + plane).v}; }
+  static Weights load_weights(const uint8_t* p) {
+    const __m256i bytes = broadcast_quad(p);
+    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+  }
+  void start(I32 v) { sum = v.v; }
+  void add(const Lanes& a, const Weights& w) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a.even, w.even));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a.odd, w.odd));
+  }
+  I32 total() const { return {sum}; }
+};
+
 // Codes of up to 4 bits and one digit: vpmaddubsw gives pairs up to 2 * 15 * 127 = 3810, of which 8 fit into int16.
 struct NarrowDot {
   static constexpr bool kByteDigits = true;

@@ -10,6 +10,7 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
 // With 24 sums in registers: 12 rows of x, or 6 where each has two digits. Fewer for the widths that are rare: each number of
 // rows is a function of its own.
 constexpr int kTilePanels = 2;
@@ -45,6 +46,41 @@ inline float max_lane(F32 v) {
   return most;
 }
 inline float sum_lanes(F32 v) { return _mm512_reduce_add_ps(v); }
+template <int kCount>
+inline F32 repeat_f32(const float* p) {
+  if constexpr (kCount == 1) return _mm512_set1_ps(*p);
+  if constexpr (kCount == 4) return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+  if constexpr (kCount == 8) return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+  return _mm512_loadu_ps(p);
+}
+template <int kCount>
+inline F32 spread_f32(const float* p) {
+  if constexpr (kCount == 1) return _mm512_set1_ps(*p);
+  if constexpr (kCount == 2) return _mm512_mask_broadcastss_ps(_mm512_set1_ps(p[0]), 0xFF00, _mm_load_ss(p + 1));
+  const __m512i quarter = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_permutexvar_ps(quarter, _mm512_castps128_ps512(_mm_loadu_ps(p)));
+}
+inline void transpose(F32 (&v)[kLanes]) {
+  F32 t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {  // u[i + j]: columns j, j + 4, j + 8 and j + 12 of 4 rows
+    u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const F32 a = _mm512_shuffle_f32x4(u[j], u[j + 4], 0x88), b = _mm512_shuffle_f32x4(u[j + 8], u[j + 12], 0x88);
+    const F32 c = _mm512_shuffle_f32x4(u[j], u[j + 4], 0xDD), d = _mm512_shuffle_f32x4(u[j + 8], u[j + 12], 0xDD);
+    v[j] = _mm512_shuffle_f32x4(a, b, 0x88);
+    v[j + 8] = _mm512_shuffle_f32x4(a, b, 0xDD);
+    v[j + 4] = _mm512_shuffle_f32x4(c, d, 0x88);
+    v[j + 12] = _mm512_shuffle_f32x4(c, d, 0xDD);
+  }
+}
 
 inline I32 zero_i32() { return {_mm512_setzero_si512()}; }
 inline I32 set_i32(int32_t v) { return {_mm512_set1_epi32(v)}; }
@@ -55,6 +91,8 @@ template <int kBy>
 inline I32 shift_left(I32 v) {
   return {_mm512_slli_epi32(v.v, kBy)};
 }
+inline I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_i32(int32_t* p, I32 v) { _mm512_storeu_si512(p, v.v); }
 inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v.v); }
 inline I32 load_u8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
@@ -158,6 +196,15 @@ inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(codes.v), "v"(digits));
   return sum;
 }
+// kCount quads, each in as many lanes; 4 quads are read.
+template <int kCount>
+inline Quad spread_quads(const uint32_t* p) {
+  const __m512i lanes = kCount == 2 ? _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)
+                                    : _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline I32 add_bytes(I32 sum, Codes v) { return dot_quads(sum, {_mm512_set1_epi8(1)}, v.v); }
 
 }  // namespace
 }  // namespace pumice::PUMICE_ISA

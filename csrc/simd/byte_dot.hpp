@@ -48,5 +48,36 @@ struct Dot<kBits, false> {
   I32 total(const Wide&) const { return sum; }
 };
 
+template <bool kTwoDigits>
+struct LaneDot {
+  static constexpr int kPlanes = 2, kRegisters = 2;
+  struct Lanes {
+    Codes hi, lo;
+  };
+  I32 hi, lo;
+  static Lanes load(const uint8_t* p, int64_t plane) { return {load_codes(p), load_codes(p + plane)}; }
+  static Quad load_weights(const uint8_t* p) { return broadcast_quad(p); }
+  void start(I32 v) { hi = lo = v; }
+  void add(const Lanes& a, Quad weights) {
+    hi = dot_quads(hi, a.hi, weights);
+    lo = dot_quads(lo, a.lo, weights);
+  }
+  I32 total() const { return PUMICE_ISA::add(shift_left<7>(hi), lo); }
+};
+
+template <>
+struct LaneDot<false> {
+  static constexpr int kPlanes = 1, kRegisters = 1;
+  struct Lanes {
+    Codes code;
+  };
+  I32 sum;
+  static Lanes load(const uint8_t* p, int64_t) { return {load_codes(p)}; }
+  static Quad load_weights(const uint8_t* p) { return broadcast_quad(p); }
+  void start(I32 v) { sum = v; }
+  void add(const Lanes& a, Quad weights) { sum = dot_quads(sum, a.code, weights); }
+  I32 total() const { return sum; }
+};
+
 }  // namespace
 }  // namespace pumice::PUMICE_ISA

@@ -12,6 +12,7 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 4;
+constexpr int kRegisters = 32;
 constexpr int kTilePanels = 1;
 // As many sums as there are registers for, beside 4 vectors of codes, of their high bits (3, 5 and 6 bits) and of bytes.
 template <int kBits, bool kTwoDigits>
@@ -43,6 +44,21 @@ inline float max_lane(F32 v) {
   return most;
 }
 inline float sum_lanes(F32 v) { return vaddvq_f32(v); }
+template <int kCount>
+inline F32 repeat_f32(const float* p) {
+  return kCount == 1 ? vdupq_n_f32(*p) : vld1q_f32(p);
+}
+template <int kCount>
+inline F32 spread_f32(const float* p) {
+  return vdupq_n_f32(*p);
+}
+inline void transpose(F32 (&v)[kLanes]) {
+  const float32x4x2_t a = vtrnq_f32(v[0], v[1]), b = vtrnq_f32(v[2], v[3]);
+  v[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  v[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  v[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  v[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
 
 inline I32 zero_i32() { return vdupq_n_s32(0); }
 inline I32 set_i32(int32_t v) { return vdupq_n_s32(v); }
@@ -53,6 +69,8 @@ template <int kBy>
 inline I32 shift_left(I32 v) {
   return vshlq_n_s32(v, kBy);
 }
+inline I32 load_i32(const int32_t* p) { return vld1q_s32(p); }
+inline void store_i32(int32_t* p, I32 v) { vst1q_s32(p, v); }
 inline F32 to_f32(I32 v) { return vcvtq_f32_s32(v); }
 inline I32 load_u8(const uint8_t* p) {
   uint32_t four;
@@ -170,6 +188,12 @@ inline Quad broadcast_quad(const uint8_t* p) {
 inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   return vdotq_lane_s32(sum, vreinterpretq_s8_u32(codes), digits, 0);
 }
+
+template <int kCount>
+inline Quad spread_quads(const uint32_t* p) {
+  return broadcast_quad(reinterpret_cast<const uint8_t*>(p));
+}
+inline I32 add_bytes(I32 sum, Codes v) { return vdotq_s32(sum, vreinterpretq_s8_u32(v), vdupq_n_s8(1)); }
 
 }  // namespace
 }  // namespace pumice::PUMICE_ISA

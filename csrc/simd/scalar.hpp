@@ -11,6 +11,7 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 1;
+constexpr int kRegisters = 16;         // vectors that fit into registers
 constexpr int kTilePanels = 1;       // panels of w that matmul_int takes together
 template <int kBits, bool kTwoDigits>
 constexpr int kTileRows = 1;         // rows of x that it takes together
@@ -42,12 +43,21 @@ inline F32 max_abs(F32 m, F32 v) {
 }
 inline float max_lane(F32 v) { return v; }  // likewise
 inline float sum_lanes(F32 v) { return v; }
+// Lane i is p[i % kCount], and p[i * kCount / kLanes]; kCount divides kLanes.
+template <int kCount>
+inline F32 repeat_f32(const float* p) { return *p; }
+template <int kCount>
+inline F32 spread_f32(const float* p) { return *p; }
+// Lane j of v[i] changes places with lane i of v[j].
+inline void transpose(F32 (&)[kLanes]) {}
 
 inline I32 zero_i32() { return 0; }
 inline I32 set_i32(int32_t v) { return v; }
 inline I32 add(I32 a, I32 b) { return a + b; }
 inline I32 sub(I32 a, I32 b) { return a - b; }
 inline I32 mul(I32 a, I32 b) { return a * b; }
+inline I32 load_i32(const int32_t* p) { return *p; }
+inline void store_i32(int32_t* p, I32 v) { *p = v; }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
 inline I32 load_u8(const uint8_t* p) { return *p; }
 // acc + a * w for int16 activations and an int8 weight
@@ -185,6 +195,47 @@ struct Dot {
   void flush(Wide&) {}
   I32 total(const Wide&) const { return sum; }
 };
+
+// Dot with the roles turned, for int8 weights as they rest: lanes are activations, whose quads lie side by side in planes that
+// are `plane` bytes apart, and meet the same 4 weights. Byte digits are raised by 128 where the ISA multiplies unsigned bytes
+// by signed ones.
+template <bool kTwoDigits>
+struct LaneDot {
+  static constexpr int kPlanes = 2, kRegisters = 1;
+  struct Lanes {
+    int16_t even[2], odd[2];
+  };
+  struct Weights {
+    int8_t bytes[4];
+  };
+  I32 sum;
+  static Lanes load(const uint8_t* p, int64_t plane) {
+    Lanes a;
+    std::memcpy(a.even, p, 4);
+    std::memcpy(a.odd, p + plane, 4);
+    return a;
+  }
+  static Weights load_weights(const uint8_t* p) {
+    Weights w;
+    std::memcpy(w.bytes, p, 4);
+    return w;
+  }
+  void start(I32 v) { sum = v; }
+  void add(const Lanes& a, const Weights& w) {
+    sum += w.bytes[0] * a.even[0] + w.bytes[1] * a.odd[0] + w.bytes[2] * a.even[1] + w.bytes[3] * a.odd[1];
+  }
+  I32 total() const { return sum; }
+};
+
+// kCount quads of activations, each in as many lanes.
+template <int kCount>
+inline uint32_t spread_quads(const uint32_t* p) { return *p; }
+// sum + the 4 signed bytes of each lane
+inline I32 add_bytes(I32 sum, Codes v) {
+  int8_t bytes[4];
+  std::memcpy(bytes, &v, 4);
+  return sum + bytes[0] + bytes[1] + bytes[2] + bytes[3];
+}
 
 }  // namespace
 }  // namespace pumice::PUMICE_ISA

@@ -13,6 +13,7 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
 constexpr int kTilePanels = 1;
 
 using F32 = __m256;
@@ -47,12 +48,43 @@ inline float sum_lanes(F32 v) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+template <int kCount>
+inline F32 repeat_f32(const float* p) {
+  if constexpr (kCount == 1) return _mm256_set1_ps(*p);
+  if constexpr (kCount == 4) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  return _mm256_loadu_ps(p);
+}
+template <int kCount>
+inline F32 spread_f32(const float* p) {
+  if constexpr (kCount == 1) return _mm256_set1_ps(*p);
+  return _mm256_set_m128(_mm_set1_ps(p[1]), _mm_set1_ps(p[0]));
+}
+inline void transpose(F32 (&v)[kLanes]) {
+  F32 t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  F32 u[8];  // u[i]: column i in its low half, column i + 4 in its high one, of 4 rows
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
 
 inline I32 zero_i32() { return {_mm256_setzero_si256()}; }
 inline I32 set_i32(int32_t v) { return {_mm256_set1_epi32(v)}; }
 inline I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 inline I32 mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+inline I32 load_i32(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline void store_i32(int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
 inline F32 to_f32(I32 v) { return _mm256_cvtepi32_ps(v.v); }
 inline I32 load_u8(const uint8_t* p) {
   return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
@@ -170,6 +202,16 @@ inline Quad broadcast_quad(const uint8_t* p) {
   int32_t quad;
   std::memcpy(&quad, p, 4);
   return _mm256_set1_epi32(quad);
+}
+// kCount of them, each in as many lanes; 2 quads are read.
+template <int kCount>
+inline Quad spread_quads(const uint32_t* p) {
+  return _mm256_set_m128i(_mm_set1_epi32(static_cast<int32_t>(p[1])), _mm_set1_epi32(static_cast<int32_t>(p[0])));
+}
+
+inline I32 add_bytes(I32 sum, Codes v) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), v.v);
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 
 }  // namespace

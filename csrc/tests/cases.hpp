@@ -180,6 +180,7 @@ struct Sparse {
     shape.indices = shape.wide_indices ? static_cast<const void*>(wide.data()) : narrow.data();
     shape.data = data.data();
     shape.scales = scales.empty() ? nullptr : scales.data();
+    shape.values = sizeof(T) == 1 ? Values::kInt8 : Values::kFloat32;
   }
   Sparse(const Sparse&) = delete;
   Sparse& operator=(const Sparse&) = delete;

@@ -271,7 +271,7 @@ void block_sparse() {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {19, 130}, {32, 257}}) {
     for (const auto& block : kBlocks) {
       for (bool wide : {false, true}) {
-        check_bsr(random, {nullptr, nullptr, nullptr, nullptr, rows, cols, block[0], block[1], wide});
+        check_bsr(random, {nullptr, nullptr, nullptr, nullptr, rows, cols, block[0], block[1], wide, Values::kFloat32});
       }
     }
   }

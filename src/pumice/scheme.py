@@ -50,8 +50,9 @@ class LayoutGrammar:
     """How a layout is written, and which values it takes.
 
     `template` has a ``{}`` for each of its numbers (``"bsr-{}x{}"``); `letters` name them in the table and say
-    what they mean: R rows by C columns of a block, N kept of every M; `illegal` says why some are not legal. `values`
-    None means every codec with all its options; else the codecs listed, of whose options only ``-gG``, if `group`.
+    what they mean: R rows by C columns of a block, N kept of every M. `values` None means every codec with all its
+    options; else the codecs listed, of whose options only ``-gG``, if `group`. `refuses` says why a scheme that is
+    written well is not one, if so.
     """
 
     name: str
@@ -59,7 +60,7 @@ class LayoutGrammar:
     letters: tuple[str, ...] = ()
     values: tuple[str, ...] | None = None
     group: bool = False
-    illegal: Callable[[tuple[int, ...]], str | None] | None = None
+    refuses: Callable[[Scheme], str | None] = lambda scheme: None
 
     @property
     def numbers(self) -> int:
@@ -257,9 +258,6 @@ def _parse_values(whole: str, text: str) -> tuple[str, int | None, tuple[str, ..
 
 def _check(text: str, scheme: Scheme) -> None:
     layout = _LAYOUTS[scheme.layout]
-    why = layout.illegal(scheme.numbers) if layout.illegal else None
-    if why:
-        raise _error(text, why)
     if layout.values is None:
         return
     if scheme.values not in layout.values:
@@ -268,3 +266,6 @@ def _check(text: str, scheme: Scheme) -> None:
         raise _error(text, f"{scheme.layout} is symmetric, so that a hole is exactly 0: no -{scheme.flags[0]}")
     if scheme.group is not None and not layout.group:
         raise _error(text, f"{scheme.layout} has one symmetric scale per row: no -g{scheme.group}")
+    why = layout.refuses(scheme)
+    if why:
+        raise _error(text, why)

@@ -16,7 +16,11 @@ from pumice.values import CODECS
 
 GROUPS = (None, 16, 32, 128, 256)
 SPARSE_GROUPS = (None, 16, 128)
-NUMBERS: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(4,), (16,)], 2: [(1, 1), (4, 4), (2, 4), (3, 5), (16, 1)]}
+NUMBERS: dict[int, list[tuple[int, ...]]] = {
+    0: [()],
+    1: [(4,), (16,)],
+    2: [(4, 4), (2, 4), (3, 5), (16, 1), (16, 4)],
+}
 
 # Around a panel (16 rows), a vector (8 and 16 lanes), a word of nibbles (8), a block of x (128) and a group.
 SHAPES = [
@@ -36,8 +40,6 @@ def schemes() -> list[str]:
         if grammar.name == SUM:
             continue  # tests/test_sums.py
         for numbers in NUMBERS[grammar.numbers]:
-            if grammar.illegal and grammar.illegal(numbers):
-                continue
             chosen = CODECS if grammar.values is None else grammar.values
             for name in chosen:
                 free = grammar.values is None
@@ -45,7 +47,8 @@ def schemes() -> list[str]:
                     (GROUPS if free else SPARSE_GROUPS) if CODECS[name].group and (free or grammar.group) else (None,)
                 )
                 options = [(), *((flag,) for flag in CODECS[name].flags)] if free else [()]
-                found += [str(Scheme(grammar.name, numbers, name, group, some)) for group in groups for some in options]
+                parsed = [Scheme(grammar.name, numbers, name, group, some) for group in groups for some in options]
+                found += [str(scheme) for scheme in parsed if not grammar.refuses(scheme)]
     assert len(found) == len(set(found)) >= len(LAYOUTS) - 1 + len(CODECS)
     return found
 

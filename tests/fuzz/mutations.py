@@ -15,7 +15,8 @@ import pumice as pm
 
 SCHEMES = [
     "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8",
-    "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8", "int4-g32&csr+int8",
+    "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8",
+    "int4-g32&csr+int8",
 ]  # fmt: skip
 NUMBERS = [
     0,

@@ -1,7 +1,20 @@
-# Block-sparse weights, CSR among them: included by native.pyx.
+# Block-sparse weights: included by native.pyx.
 
 cdef tuple RULES = ("", "indptr must rise from 0 to the number of indices", "indices must be below the number of columns",
                     "indices of a row must be sorted and unique")
+
+# Name of a codec -> Values, and the dtypes of a value in a matrix and in `data`.
+cdef dict BLOCK_VALUES = {"float32": (<int>cpp.Values.kFloat32, np.float32, np.float32),
+                          "float16": (<int>cpp.Values.kFloat16, np.float16, np.float16),
+                          "bfloat16": (<int>cpp.Values.kBfloat16, np.uint16, np.uint16),
+                          "int8": (<int>cpp.Values.kInt8, np.int8, np.int8),
+                          "int4": (<int>cpp.Values.kInt4, np.int8, np.uint8)}
+
+
+cdef tuple block_values(str values):
+    if values not in BLOCK_VALUES:
+        raise ValueError(f"values: expected one of {', '.join(BLOCK_VALUES)}, got {values!r}")
+    return BLOCK_VALUES[values]
 
 
 cdef bint fill_indices(cpp.BlockSparse* w, indices) except -1:
@@ -17,41 +30,93 @@ cdef bint fill_indices(cpp.BlockSparse* w, indices) except -1:
     return True
 
 
+cdef bint fill_shape(cpp.BlockSparse* w, int64_t rows, int64_t cols, tuple blocksize, str values) except -1:
+    w.blockrows, w.blockcols = blocksize
+    if w.blockrows < 1 or w.blockcols < 1:
+        raise ValueError(f"blocksize: expected blocks of at least 1 x 1, got {blocksize}")
+    if values == "int4" and w.blockrows * w.blockcols % 2:
+        raise ValueError(f"blocksize: expected an even number of int4 codes in a block, got {blocksize}")
+    w.rows, w.cols, w.values = rows, cols, <cpp.Values><int>block_values(values)[0]
+    w.scales = NULL
+    return True
+
+
 cdef class BlockSparse(Weights):
     cdef cpp.BlockSparse w
     cdef const int64_t[::1] indptr
     cdef object indices
-    cdef const float[:, :, ::1] floats
-    cdef const int8_t[:, :, ::1] integers
+    cdef const uint8_t[::1] data
     cdef const float[::1] scales
 
     def __init__(self, const int64_t[::1] indptr not None, indices not None, data not None, scales, int64_t rows,
-                 int64_t cols):
-        self.indptr, self.indices, self.scales = indptr, indices, scales
-        self.w.rows, self.w.cols = self.rows, self.cols = rows, cols
-        self.w.blockrows, self.w.blockcols = data.shape[1], data.shape[2]
-        if self.w.blockrows < 1 or self.w.blockcols < 1:
-            raise ValueError(f"data: expected blocks of at least 1 x 1, got {data.shape[1:]}")
-        self.w.scales = NULL
-        if data.dtype == np.int8:
-            if scales is None:
-                raise ValueError("scales: expected one per row with int8 data, got None")
+                 int64_t cols, tuple blocksize not None, str values not None):
+        fill_shape(&self.w, rows, cols, blocksize, values)
+        self.rows, self.cols, self.indptr, self.indices = rows, cols, indptr, indices
+        if data.dtype != block_values(values)[2]:
+            raise ValueError(f"data: expected {np.dtype(block_values(values)[2])}, got {data.dtype}")
+        cdef int64_t size = self.w.blockrows * self.w.blockcols // (2 if values == "int4" else 1)
+        if data.size != indices.shape[0] * size:
+            raise ValueError(f"data: expected {indices.shape[0]} blocks of {size} entries, got {data.size} in all")
+        self.data = data.reshape(-1).view(np.uint8)
+        self.w.data = &self.data[0]
+        if (scales is not None) != (values in ("int8", "int4")):
+            raise ValueError(f"scales: expected one per row of integers, and none of {values}")
+        if scales is not None:
+            self.scales = scales
             check_shape("scales", (rows,), scales.shape)
-            self.integers = data
-            self.w.data = &self.integers[0, 0, 0]
             self.w.scales = &self.scales[0]
-        else:
-            if scales is not None:
-                raise ValueError("scales: expected None with float32 data, got an array")
-            self.floats = data
-            self.w.data = &self.floats[0, 0, 0]
         check_shape("indptr", (-(-rows // self.w.blockrows) + 1,), (indptr.shape[0],))
-        check_shape("indices", (data.shape[0],), indices.shape)
         self.w.indptr = &indptr[0]
         fill_indices(&self.w, indices)
 
     cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
         return cpp.matmul_bsr(self.w, io, mode)
+
+    def decode(self, int64_t start, int64_t stop):
+        if not 0 <= start <= stop <= self.rows:
+            raise ValueError(f"rows: expected some of {self.rows}, got {start}:{stop}")
+        cdef float[:, ::1] out = np.empty((stop - start, self.cols), np.float32)
+        with nogil:
+            cpp.decode_bsr(self.w, NULL, start, stop - start, &out[0, 0])
+        return np.asarray(out)
+
+    def take(self, const int64_t[::1] ids not None):
+        for i in range(ids.shape[0]):
+            if not 0 <= ids[i] < self.rows:
+                raise ValueError(f"ids: expected rows below {self.rows}, got {ids[i]}")
+        cdef float[:, ::1] out = np.empty((ids.shape[0], self.cols), np.float32)
+        with nogil:
+            cpp.decode_bsr(self.w, &ids[0], 0, ids.shape[0], &out[0, 0])
+        return np.asarray(out)
+
+
+def encode_bsr(matrix not None, tuple blocksize not None, str values not None):
+    if matrix.ndim != 2 or matrix.dtype != block_values(values)[1]:
+        raise ValueError(f"matrix: expected 2-D {np.dtype(block_values(values)[1])}, got {matrix.ndim}-D {matrix.dtype}")
+    cdef cpp.BlockSparse w
+    fill_shape(&w, matrix.shape[0], matrix.shape[1], blocksize, values)
+    cdef const uint8_t[::1] flat = np.ascontiguousarray(matrix).reshape(-1).view(np.uint8)
+    cdef cpp.Matrix m
+    m.values, m.rows, m.cols, m.kind = &flat[0], w.rows, w.cols, w.values
+    cdef int64_t block_rows = -(-w.rows // w.blockrows), block_cols = -(-w.cols // w.blockcols)
+    cdef int64_t[::1] indptr = np.zeros(block_rows + 1, np.int64)
+    cdef bint done
+    with nogil:
+        done = cpp.count_blocks(m, w.blockrows, w.blockcols, &indptr[1])
+    if not done:
+        raise MemoryError
+    np.cumsum(indptr, out=np.asarray(indptr))
+    cdef int64_t count = indptr[block_rows], size = w.blockrows * w.blockcols // (2 if values == "int4" else 1)
+    indices = np.empty(count, np.uint16 if block_cols <= 65536 else np.uint32)
+    data = np.empty(count * size, block_values(values)[2])
+    cdef uint8_t[::1] bytes_of_data = data.view(np.uint8)
+    w.indptr, w.data = &indptr[0], &bytes_of_data[0]
+    fill_indices(&w, indices)
+    with nogil:
+        done = cpp.fill_blocks(m, w)
+    if not done:
+        raise MemoryError
+    return np.asarray(indptr), indices, data
 
 
 def check_bsr(const int64_t[::1] indptr not None, indices not None, int64_t block_cols):

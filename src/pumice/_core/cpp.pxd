@@ -11,6 +11,13 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         kInt8
         kFloat32
 
+    cdef enum class Values(int):
+        kFloat32
+        kFloat16
+        kBfloat16
+        kInt8
+        kInt4
+
     cdef struct DenseInt:
         const uint8_t* codes
         const void* scales
@@ -63,6 +70,7 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t blockrows
         int64_t blockcols
         bint wide_indices
+        Values values
 
     cdef struct CompressedRows:
         const int64_t* indptr
@@ -114,6 +122,14 @@ cdef extern from "formats/compressed.hpp" namespace "pumice::formats" nogil:
         void* data
 
 
+cdef extern from "formats/bsr.hpp" namespace "pumice::formats" nogil:
+    cdef struct Matrix:
+        const void* values
+        int64_t rows
+        int64_t cols
+        Values kind
+
+
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
     int get_num_threads()
     void set_num_threads(int n)
@@ -155,6 +171,9 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     Status matmul_masked_int(const MaskedInt& w, const Operands& io, Activations mode)
     Status matmul_bitmask(const Bitmask& w, const DenseInt* dense, const Operands& io, Activations mode)
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
+    bint count_blocks(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts)
+    bint fill_blocks(const Matrix& m, const BlockSparse& w)
+    void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
                     int64_t count, int64_t block_cols)
     Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode)

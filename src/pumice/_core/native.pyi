@@ -90,7 +90,8 @@ class DenseHalf(Weights):
     def __init__(self, bits: NDArray[np.uint16], bfloat16: bool) -> None: ...
 
 class BlockSparse(Weights):
-    """`data` is (blocks, R, C), float32 or int8 (then `scales` is (rows,)). CSR is R = C = 1.
+    """`data` is (blocks, R, C) of `values`, float32, float16, bfloat16 (patterns) or int8, or (blocks, R * C / 2) bytes.
+    Integers have `scales` (rows,).
 
     Structure must have been validated with `check_bsr`.
     """
@@ -103,7 +104,21 @@ class BlockSparse(Weights):
         scales: F32 | None,
         rows: int,
         cols: int,
+        blocksize: tuple[int, int],
+        values: str,
     ) -> None: ...
+    def decode(self, start: int, stop: int) -> F32:
+        """Rows [start, stop) in float32."""
+
+    def take(self, ids: NDArray[np.int64]) -> F32:
+        """Some rows in float32."""
+
+def encode_bsr(
+    matrix: NDArray[Any], blocksize: tuple[int, int], values: str
+) -> tuple[NDArray[np.int64], NDArray[np.uint16] | NDArray[np.uint32], NDArray[Any]]:
+    """indptr, indices and flat data of the blocks of a matrix that are not all 0.
+
+    The matrix holds what is stored: float32, float16, patterns of bfloat16, or signed codes of int8 or int4."""
 
 def check_bsr(
     indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32], block_cols: int

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
+from pumice._core import native
+from pumice.errors import NonFiniteError
+from pumice.layouts.compressed import CompressedArray, block_of, index_dtype, sorted_scipy
+from pumice.layouts.indexing import take_ids
 from pumice.layouts.registry import register
 from pumice.scheme import LayoutGrammar, Scheme
+from pumice.values.base import F32, Array, codec_of
+
+PANEL_WEIGHTS = 4 << 20  # that are rounded at a time
+
+
+def refused(scheme: Scheme) -> str | None:
+    """Why blocks of this size cannot have such values, if so."""
+    height, width = block_of(scheme)
+    if scheme.values == "int4" and height * width % 2:
+        return f"int4 needs blocks of an even number of weights, two in a byte, not {height}x{width}"
+    return None
 
 
 @register
 class BSRArray(CompressedArray):
     """Block-sparse rows, as in SciPy: `indptr`, `indices` and `data` (blocks, R, C); `blocksize` is (R, C).
+
+    bfloat16 `data` are uint16 patterns; of int4 it is (blocks, R * C / 2), two codes a byte.
 
     Examples
     --------
@@ -23,7 +41,49 @@ class BSRArray(CompressedArray):
     ((3, 4, 4), 0.3333333333333333)
     """
 
-    grammar = LayoutGrammar("bsr", "bsr-{}x{}", ("R", "C"), values=("float32", "int8"))
+    grammar = LayoutGrammar(
+        "bsr", "bsr-{}x{}", ("R", "C"), values=("float32", "float16", "bfloat16", "int8", "int4"), refuses=refused
+    )
+
+    @classmethod
+    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
+        indptr, indices, data, scales = [np.zeros(1, np.int64)], [], [], []
+        for values, scale in _rounded_panels(w, scheme):
+            ends, columns, blocks = native.encode_bsr(values, block_of(scheme), scheme.values)
+            indptr.append(ends[1:] + indptr[-1][-1])
+            indices.append(columns)
+            data.append(blocks)
+            scales += [] if scale is None else [scale[:, 0]]
+        dtype, block_shape = cls._data_form(scheme)
+        blocks = _joined(data, dtype).reshape(-1, *block_shape)
+        columns = _joined(indices, index_dtype(-(-w.shape[1] // block_of(scheme)[1])))
+        scaled = codec_of(scheme).sparse_dtype == np.int8
+        return cls(
+            scheme, shape, np.concatenate(indptr), columns, blocks, _joined(scales, np.float32) if scaled else None
+        )
+
+    @classmethod
+    def _data_form(cls, scheme: Scheme) -> tuple[Any, tuple[int, ...]]:
+        height, width = block_of(scheme)
+        if scheme.values == "int4":
+            return np.uint8, (height * width // 2,)
+        return codec_of(scheme).sparse_dtype, (height, width)
+
+    def part_dtype(self, part: str) -> str:
+        name = codec_of(self._scheme).file_dtypes.get("") if part == "data" else None
+        return name or super().part_dtype(part)
+
+    def decode_rows(self, start: int, stop: int) -> F32:
+        return self._native().decode(start, stop)
+
+    def take(self, ids: Any) -> F32:
+        ids = take_ids(ids, self._rows)
+        return self._native().take(ids.reshape(-1)).reshape(*ids.shape, *self._shape[1:])
+
+    @property
+    def nnz(self) -> int:
+        height, width = self.blocksize
+        return len(self._indices) * height * width
 
     @classmethod
     def from_scipy(cls, matrix: Any, blocksize: tuple[int, int] | None = None) -> Self:
@@ -50,3 +110,34 @@ class BSRArray(CompressedArray):
         index = np.int32 if max(len(self._indices), padded[1]) < 2**31 else np.int64
         arrays = self._decoded_blocks(), self._indices.astype(index), self._indptr.astype(index)
         return bsr_array(arrays, shape=padded, blocksize=self.blocksize)
+
+    def _stored_values(self) -> Array:
+        if self._scheme.values != "int4":
+            return super()._stored_values()
+        codes = np.stack([self._blocks & 15, self._blocks >> 4], axis=-1).astype(np.float32) - 8
+        return codes.reshape(-1, *self.blocksize)
+
+
+def _rounded_panels(w: F32, scheme: Scheme) -> Iterator[tuple[Array, Array | None]]:
+    """What is stored of w, with its scales, some rows at a time: float32 as it is, others where they are rounded."""
+    codec, height, rows = codec_of(scheme), block_of(scheme)[0], max(w.shape[0], 1)
+    step = rows if scheme.values == "float32" else max(PANEL_WEIGHTS // max(w.shape[1], 1) // height, 1) * height
+    for start in range(0, rows, step):
+        try:
+            yield codec.encode_sparse(w[start : start + step], scheme, np.float32)
+        except NonFiniteError:
+            codec.encode_sparse(w, scheme, np.float32)  # for the index in its message
+            raise
+
+
+def _joined(pieces: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    """The pieces in one; each is freed once it is copied, so that they are not held twice."""
+    if len(pieces) == 1:
+        return pieces.pop()
+    whole, end = np.empty(sum(len(piece) for piece in pieces), dtype), 0
+    pieces.reverse()
+    while pieces:
+        piece = pieces.pop()
+        whole[end : end + len(piece)] = piece
+        end += len(piece)
+    return whole

@@ -69,14 +69,15 @@ class CompressedArray(CompactArray):
         rows, cols = matrix_shape(shape)
         height, width = block_of(scheme)
         block_rows, block_cols = -(-rows // height), -(-cols // width)
-        dtype = np.dtype(codec_of(scheme).sparse_dtype)
-        names = {"indptr", "indices", "data", "shape"} | ({"scale"} if dtype == np.int8 else set())
+        dtype, block_shape = cls._data_form(scheme)
+        scaled = codec_of(scheme).sparse_dtype == np.int8
+        names = {"indptr", "indices", "data", "shape"} | ({"scale"} if scaled else set())
         if set(parts) != names:
             raise FormatError(None, None, f"the parts {sorted(names)} for {scheme}", sorted(parts))
         blocks = len(parts["indices"]) if parts["indices"].ndim else 0
         _check(parts, "indptr", np.int64, (block_rows + 1,))
         _check(parts, "indices", index_dtype(block_cols), (blocks,))
-        _check(parts, "data", dtype, (blocks, *cls._block_shape(scheme)))
+        _check(parts, "data", dtype, (blocks, *block_shape))
         scales = None
         if "scale" in parts:
             _check(parts, "scale", np.float32, (rows, 1))
@@ -87,7 +88,8 @@ class CompressedArray(CompactArray):
         rule, row = native.check_bsr(indptr, indices, block_cols)
         if rule:
             raise FormatError(None, "indptr" if rule.startswith("indptr") else "indices", rule, f"row {row}")
-        data = np.ascontiguousarray(parts["data"]).reshape(blocks, height, width)
+        data = np.ascontiguousarray(parts["data"])
+        data = data.reshape(blocks, *(block_shape or (height, width)))
         return cls(scheme, shape, indptr, indices, data, scales)
 
     @classmethod
@@ -115,15 +117,18 @@ class CompressedArray(CompactArray):
         """What a product does, for the cost model: blocks cost what they store, zeros in them included."""
         (rows, cols), (height, width) = matrix_shape(shape), block_of(scheme)
         codec, stored = codec_of(scheme), density * rows * cols
-        dtype, index = np.dtype(codec.sparse_dtype), np.dtype(index_dtype(-(-cols // width)))
-        scaled = dtype == np.int8
-        nbytes = stored * (dtype.itemsize + index.itemsize / (height * width)) + 8 * (-(-rows // height) + 1)
+        index, scaled = np.dtype(index_dtype(-(-cols // width))), codec.sparse_dtype == np.int8
+        nbytes = stored * (codec.bits / 8 + index.itemsize / (height * width)) + 8 * (-(-rows // height) + 1)
         steps = steps_of(cls._kernel(scaled, activations), stored, rows * cols, batch)
         return Work(nbytes + 4 * rows * scaled, steps, activations, label_of(scheme), codec.bits, height * width)
 
     @classmethod
+    def _data_form(cls, scheme: Scheme) -> tuple[Any, tuple[int, ...]]:
+        """dtype of `data`, and the shape of one of its entries."""
+        return codec_of(scheme).sparse_dtype, cls._block_shape(scheme)
+
+    @classmethod
     def _block_shape(cls, scheme: Scheme) -> tuple[int, ...]:
-        """Shape of an entry of `data`."""
         return block_of(scheme)
 
     @property
@@ -138,12 +143,12 @@ class CompressedArray(CompactArray):
 
     @property
     def data(self) -> Array:
-        """The stored values, float32 or int8 codes, read-only."""
-        return frozen(self._blocks.reshape(-1, *self._block_shape(self._scheme)))
+        """The stored values, floats or integer codes, read-only."""
+        return frozen(self._blocks.reshape(-1, *self._data_form(self._scheme)[1]))
 
     @property
     def scales(self) -> F32 | None:
-        """One float32 per row for int8 values, else None."""
+        """One float32 per row of integers, else None."""
         return None if self._scales is None else frozen(self._scales)
 
     def parts(self) -> Arrays:
@@ -216,11 +221,15 @@ class CompressedArray(CompactArray):
         return None if activations == "float32" else "matmul_int_bsr"
 
     def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
+        self._native().matmul(x, y, bias, activations)
+
+    def _native(self) -> native.BlockSparse:
         if self._weights is None:
+            arrays = self._indptr, self._indices, self._blocks, self._scales
             self._weights = native.BlockSparse(
-                self._indptr, self._indices, self._blocks, self._scales, self._rows, self._cols
+                *arrays, self._rows, self._cols, self.blocksize, codec_of(self._scheme).name
             )
-        self._weights.matmul(x, y, bias, activations)
+        return self._weights
 
     @property
     def nbytes(self) -> int:
@@ -237,13 +246,18 @@ class CompressedArray(CompactArray):
 
     def _decoded_blocks(self) -> Array:
         """`data` in float32, scales applied: (blocks, R, C)."""
+        blocks = self._stored_values()
         if self._scales is None:
-            return frozen(self._blocks)
+            return frozen(blocks)
         height = self.blocksize[0]
         row = np.repeat(np.arange(len(self._indptr) - 1), np.diff(self._indptr))
         padded = np.zeros((len(self._indptr) - 1) * height, np.float32)
         padded[: self._rows] = self._scales
-        return self._blocks * padded.reshape(-1, height)[row][:, :, None]
+        return blocks * padded.reshape(-1, height)[row][:, :, None]
+
+    def _stored_values(self) -> Array:
+        """`data` (blocks, R, C) as numbers, without scales; float32 is shared."""
+        return self._blocks if self._blocks.dtype == np.float32 else codec_of(self._scheme).decode_sparse(self._blocks)
 
 
 def block_of(scheme: Scheme) -> tuple[int, int]:

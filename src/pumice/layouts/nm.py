@@ -12,8 +12,8 @@ from pumice.values.base import codec_of, matrix_shape
 MOST = 64  # columns that a pattern spans
 
 
-def _illegal(numbers: tuple[int, ...]) -> str | None:
-    kept, of = numbers
+def _refused(scheme: Scheme) -> str | None:
+    kept, of = scheme.numbers
     return None if kept < of <= MOST else f"N of every M columns are kept, N < M <= {MOST}"
 
 
@@ -29,7 +29,7 @@ class NMArray(MaskedArray):
     (array([[154]], dtype=uint8), array([[2., 3., 0., 4.]], dtype=float32))
     """
 
-    grammar = LayoutGrammar("nm", "{}:{}", ("N", "M"), values=VALUES, group=True, illegal=_illegal)
+    grammar = LayoutGrammar("nm", "{}:{}", ("N", "M"), values=VALUES, group=True, refuses=_refused)
 
     @classmethod
     def kept(cls, scheme: Scheme) -> tuple[int, int]:

@@ -21,8 +21,11 @@ def block_of(scheme: Scheme) -> tuple[int, int]:
 
 def stored_values(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32 | None]:
     """The matrix of what is stored: floats as their codec has them, or signed codes with one float32 scale per row."""
+    if scheme.values == "float32":
+        return w, None
     if not scheme.values.startswith("int"):
-        return VALUES[scheme.values].encode(w, scheme)[""], None
+        rounded = VALUES[scheme.values].encode(w, scheme)[""]
+        return np.where(stored(rounded, scheme), rounded, rounded.dtype.type(0)), None  # -0.0 becomes 0
     codes, scales, _ = quantize(w, bits_of(scheme))
     return (codes.astype(np.int16) - 2 ** (bits_of(scheme) - 1)).astype(np.int8), scales
 
@@ -66,25 +69,33 @@ def encode(w: F32, scheme: Scheme) -> Parts:
                 indices.append(column)
                 data.append(block)
         indptr.append(len(indices))
+    held = np.array(data, values.dtype).reshape(-1, *scheme.numbers)
     parts: Parts = {
         "indptr": np.array(indptr, np.int64),
         "indices": np.array(indices, np.uint16 if block_cols <= 65536 else np.uint32),
-        "data": np.array(data, values.dtype).reshape(-1, *scheme.numbers),
+        "data": held,
     }
-    if scheme.layout == "csr" and scheme.values == "int4":
+    if scheme.values == "int4" and scheme.layout == "csr":
         parts["data"] = two_a_byte(parts["data"], parts["indptr"])
+    elif scheme.values == "int4":  # two unsigned codes a byte, in the order of a block, the first one in its low half
+        pairs = (held + 8).astype(np.uint8).reshape(len(held), height * width // 2, 2)
+        parts["data"] = pairs[:, :, 0] | pairs[:, :, 1] << 4
     if scales is not None:
         parts["scale"] = scales
     return parts | {"shape": np.array([rows, cols], np.int64)}
 
 
 def scatter(parts: Parts, scheme: Scheme, rows: int, cols: int) -> NDArray[Any]:
-    """The matrix of stored values, 0 where nothing is stored."""
+    """The matrix of what is stored, 0 where nothing is: float32, or integers."""
     height, width = block_of(scheme)
-    block_cols, indptr = -(-cols // width), parts["indptr"]
-    data = parts["data"]
-    if scheme.layout == "csr" and scheme.values == "int4":
+    block_cols, indptr, data = -(-cols // width), parts["indptr"], parts["data"]
+    if scheme.values == "int4" and scheme.layout == "csr":
         data = one_a_byte(data, indptr)
+    elif scheme.values == "int4":
+        data = np.stack([data & 15, data >> 4], axis=-1).astype(np.int8) - 8
+    if scheme.values in ("float16", "bfloat16"):
+        data = VALUES[scheme.values].decode({"": data}, scheme, len(data), height * width)
+    data = data.reshape(len(parts["indices"]), height, width)
     values = np.zeros(((len(indptr) - 1) * height, block_cols * width), data.dtype)
     for i in range(len(indptr) - 1):
         for b in range(indptr[i], indptr[i + 1]):
@@ -102,7 +113,7 @@ def integers(parts: Parts, scheme: Scheme, rows: int, cols: int) -> Integers | N
 def decode(parts: Parts, scheme: Scheme, rows: int, cols: int) -> F32:
     values = scatter(parts, scheme, rows, cols)
     if "scale" not in parts:
-        return VALUES[scheme.values].decode({"": values}, scheme, rows, cols)
+        return values.astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
         return values.astype(np.float32) * parts["scale"]
 
