@@ -172,7 +172,9 @@ def test_compressing_rows(guarded: Guarded) -> None:
                 np.testing.assert_array_equal(data, matrix[row, col])
 
 
-@pytest.mark.parametrize("scheme", ["bsr-4x4", "bsr-3x5+int8", "bsr-16x1", "bsr-16x4+int8"])
+@pytest.mark.parametrize(
+    "scheme", ["bsr-4x4", "bsr-3x5+int8", "bsr-16x1", "bsr-16x4+int8", "bsr-8x4+int4", "bsr-4x4+float16"]
+)
 @pytest.mark.parametrize("wide", [False, True], ids=["uint16 indices", "uint32 indices"])
 def test_sparse_products(scheme: str, wide: bool, guarded: Guarded, isa: str) -> None:
     for rows, cols in SHAPES:
@@ -183,7 +185,7 @@ def test_sparse_products(scheme: str, wide: bool, guarded: Guarded, isa: str) ->
         scales = guarded(w.scales)
         for batch in BATCHES:
             y, x = guarded(np.empty((batch, rows), np.float32)), random((batch, cols))
-            view = native.BlockSparse(indptr, indices, blocks, scales, rows, cols)
+            view = native.BlockSparse(indptr, indices, blocks, scales, rows, cols, w.blocksize, w._scheme.values)
             view.matmul(guarded(x), y, guarded(np.ones(rows, np.float32)), "int16")
             np.testing.assert_allclose(y, x @ dense.T + 1, rtol=2e-3, atol=2e-3)
         assert native.check_bsr(indptr, indices, -(-cols // w.blocksize[1])) == ("", -1)

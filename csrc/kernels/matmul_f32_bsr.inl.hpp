@@ -110,7 +110,9 @@ inline void f32_bsr_part(const BlockSparse& w, const float* data, int64_t first,
       for (; c + kChains <= cols; c += kChains) {
         unroll<kChains>([&](auto chain) ALWAYS_INLINE { meet(data + c + chain, at + (c + chain) * lanes, chain); });
       }
-      for (; c < cols; ++c) meet(data + c, at + c * lanes, Index<0>{});
+      if constexpr (kCols == 0 || kCols % kChains != 0) {
+        for (; c < cols; ++c) meet(data + c, at + c * lanes, Index<0>{});
+      }
     }
   }
   unroll<kRows>([&](auto r) {

@@ -185,7 +185,7 @@ void large_batches() {
     for (int64_t group : {16, 32, 128, 512}) {
       const int64_t cols = shape++ % 2 ? 300 : 277;
       const uint8_t flip = bits == 8 && group != 32 ? 0x80 : 0;
-      const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, group, bits, flip, false, false}, Offsets(shape % 3));
+      const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, group, bits, 0, flip, false, false}, Offsets(shape % 3));
       const auto x = activations(random, kBatch, cols, true);
       for (int mode = 0; mode < 2; ++mode) {
         std::vector<float> expected;

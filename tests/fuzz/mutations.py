@@ -72,7 +72,7 @@ def saved(arrays: dict[str, Any]) -> bytes:
 
 def seeds() -> list[bytes]:
     """A small file of each scheme, one of all of them, and plain ones."""
-    w = pm.prune(np.random.default_rng(0).standard_normal((12, 32)).astype(np.float32), 0.6)
+    w = pm.prune(np.random.default_rng(0).standard_normal((12, 32)).astype(np.float32), pattern="2:4")
     compact = {scheme: pm.compress(w, scheme) for scheme in SCHEMES}
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
     files.append(saved(compact | {"t": compact["int8"].T}))

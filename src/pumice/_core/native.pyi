@@ -90,7 +90,7 @@ class DenseHalf(Weights):
     def __init__(self, bits: NDArray[np.uint16], bfloat16: bool) -> None: ...
 
 class BlockSparse(Weights):
-    """`data` is (blocks, R, C) of `values`, float32, float16, bfloat16 (patterns) or int8, or (blocks, R * C / 2) bytes.
+    """`data` is (blocks, R, C) of float32, float16, bfloat16 (patterns) or int8, or (blocks, R * C / 2) bytes of int4.
     Integers have `scales` (rows,).
 
     Structure must have been validated with `check_bsr`.
