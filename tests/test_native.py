@@ -66,16 +66,20 @@ def test_a_dense_product_refuses_what_does_not_fit_and_names_it(change, message)
     ("change", "message"),
     [
         ({"indptr": np.array([0, 1], np.int64)}, r"indptr: expected shape \(3,\), got \(2,\)"),
-        ({"indices": np.zeros(2, np.uint16)}, r"indices: expected shape \(1,\), got \(2,\)"),
-        ({"data": np.zeros((1, 2, 2), np.int8)}, "scales: expected one per row with int8 data, got None"),
-        ({"scales": np.ones(4, F32)}, "scales: expected None with float32 data, got an array"),
-        ({"data": np.zeros((1, 2, 0), F32)}, "data: expected blocks of at least 1 x 1"),
+        ({"indices": np.zeros(2, np.uint16)}, "data: expected 2 blocks of 4 entries, got 4 in all"),
+        ({"data": np.zeros((1, 2, 2), np.int8)}, "data: expected float32, got int8"),
+        ({"data": np.zeros((1, 2, 2), np.int8), "values": "int8"}, "scales: expected one per row of integers"),
+        ({"scales": np.ones(4, F32)}, "scales: expected one per row of integers, and none of float32"),
+        ({"blocksize": (2, 0)}, r"blocksize: expected blocks of at least 1 x 1, got \(2, 0\)"),
+        ({"blocksize": (1, 3), "values": "int4"}, "blocksize: expected an even number of int4 codes in a block"),
+        ({"values": "int5"}, "values: expected one of"),
     ],
 )
 def test_a_sparse_product_refuses_what_does_not_fit_and_names_it(change, message):
     arguments = {
         "indptr": np.array([0, 1, 1], np.int64),
         "indices": np.zeros(1, np.uint16), "data": np.zeros((1, 2, 2), F32), "scales": None,
+        "blocksize": (2, 2), "values": "float32",
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
         native.BlockSparse(**arguments, rows=4, cols=6)

@@ -427,7 +427,7 @@ void compressed_rows() {
   Random random(6);
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {19, 130}, {150, 700}}) {
     for (bool wide : {false, true}) {
-      const BlockSparse like{nullptr, nullptr, nullptr, nullptr, rows, cols, 1, 1, wide};
+      const BlockSparse like{nullptr, nullptr, nullptr, nullptr, rows, cols, 1, 1, wide, Values::kFloat32};
       const std::string what = "csr" + text("rows", rows) + text("cols", cols) + text("wide", wide);
       const auto bias = some_bias(random, rows);
       check_csr_floats<float>(random, like, what, bias.data(), Values::kFloat32);

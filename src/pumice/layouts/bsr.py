@@ -56,7 +56,8 @@ class BSRArray(CompressedArray):
             scales += [] if scale is None else [scale[:, 0]]
         dtype, block_shape = cls._data_form(scheme)
         blocks = _joined(data, dtype).reshape(-1, *block_shape)
-        columns = _joined(indices, index_dtype(-(-w.shape[1] // block_of(scheme)[1])))
+        index = index_dtype(-(-w.shape[1] // block_of(scheme)[1]))
+        columns = _joined(indices, index).astype(index, copy=False)
         scaled = codec_of(scheme).sparse_dtype == np.int8
         return cls(
             scheme, shape, np.concatenate(indptr), columns, blocks, _joined(scales, np.float32) if scaled else None
