@@ -66,7 +66,7 @@ def test_what_is_in_the_weight_decides() -> None:
     assert {"csr", "bsr-16x4"} <= schemes(BLOCKY)
     assert pm.compress(SPARSE, "auto", objective="size", max_error=0).scheme != "float32"
     assert Scheme.parse(pm.compress(BLOCKY, "auto", objective="size", max_error=0).scheme).pattern
-    large = pm.compress(1e6 * NORMAL, "auto", max_error=1e-3)  # beyond float16
+    large = pm.compress(1e6 * NORMAL, "auto", objective="size", max_error=1e-3)  # beyond float16
     assert large.scheme == "float32"
     assert {c.scheme: c.error for c in large.choice.candidates}["float16"] == np.inf
 
