@@ -20,6 +20,18 @@ enum class Activations : int { kInt16, kInt8, kFloat32 };
 // How a stored value of a sparse layout is written; int4 as unsigned codes, two in a byte, the first one in its low half.
 enum class Values : int { kFloat32, kFloat16, kBfloat16, kInt8, kInt4 };
 
+// A matrix of what a sparse layout stores, row by row; 0 is a hole, and -0.0. `kind` of `values`: float, 16-bit patterns, or
+// signed codes, a byte each, of int4 too.
+struct StoredMatrix {
+  const void* values;
+  int64_t rows, cols;
+  Values kind;
+};
+// Bytes of a value there.
+static inline int64_t value_bytes(Values kind) {
+  return kind == Values::kFloat32 ? 4 : kind == Values::kFloat16 || kind == Values::kBfloat16 ? 2 : 1;
+}
+
 // Dense integer weights.
 //
 // canonical:  codes[row][word], 32-bit words; code c of a row is bits c*bits .. c*bits+bits-1 of the

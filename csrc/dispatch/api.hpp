@@ -55,13 +55,13 @@ Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) no
 
 // Compressed sparse rows. w.indptr (and w.starts) say where a fill goes; counts[row] are the stored values of each row.
 Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode) noexcept;
-void count_csr(const formats::StoredMatrix& m, int64_t* counts) noexcept;
-void fill_csr(const formats::StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept;
+void count_csr(const StoredMatrix& m, int64_t* counts) noexcept;
+void fill_csr(const StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept;
 void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 void count_runs(const CompressedRows& w, uint8_t* runs) noexcept;
 // Block-sparse weights from matrices, and back: formats/bsr.hpp. False: no memory for the scratch.
-bool count_blocks(const formats::Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept;
-bool fill_blocks(const formats::Matrix& m, const BlockSparse& w) noexcept;
+bool count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept;
+bool fill_blocks(const StoredMatrix& m, const BlockSparse& w) noexcept;
 void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 
 // First bad block row and the rule it breaks: 0 none, 1 indptr falls or leaves the indices, 2 an index is out of

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kBytesPerValue = 16;  // of parallel_for's cost: moving values one by one computes longer than it reads
 
 int64_t stored_bytes(const Bitmask& w) noexcept {
-  return w.rows * formats::mask_bytes(w.cols) + w.offsets[w.rows] * formats::value_bytes(w.values);
+  return w.rows * formats::mask_bytes(w.cols) + w.offsets[w.rows] * value_bytes(w.values);
 }
 
 // Codes are expanded in registers for few rows of x, and for more into panels that all of them meet.
@@ -69,7 +69,7 @@ struct ScatteredSource {
 
 void find_places(const void* values, Values type, int64_t rows, int64_t cols, int kept, int of, uint8_t* bitmask,
                  int64_t* counts) noexcept {
-  on_pool(rows, 1, rows * cols * formats::value_bytes(type) * 4, [&](Range r) {
+  on_pool(rows, 1, rows * cols * value_bytes(type) * 4, [&](Range r) {
     formats::find_places(values, type, cols, kept, of, r.begin, r.end, bitmask, counts);
   });
 }
@@ -86,7 +86,7 @@ void gather(const void* values, const Bitmask& w, void* data) noexcept {
 }
 
 void scatter(const Bitmask& w, int64_t begin, int64_t end, int64_t stride, void* out) noexcept {
-  const int64_t size = formats::value_bytes(w.values);
+  const int64_t size = value_bytes(w.values);
   on_pool(end - begin, 1, (end - begin) * stride * size + (w.offsets[end] - w.offsets[begin]) * kBytesPerValue, [&](Range r) {
     formats::scatter(w, begin + r.begin, begin + r.end, stride, static_cast<uint8_t*>(out) + r.begin * stride * size);
   });

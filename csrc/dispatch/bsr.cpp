@@ -117,7 +117,7 @@ Status matmul_integer_tiles(const BlockSparse& w, const Operands& io, int64_t fi
 
 // body(block rows, scratch of m.cols words)
 template <class Body>
-bool for_matrix(const formats::Matrix& m, int64_t blockrows, const Body& body) noexcept {
+bool for_matrix(const StoredMatrix& m, int64_t blockrows, const Body& body) noexcept {
   std::atomic<bool> no_memory{false};
   on_pool(ceil_div(m.rows, blockrows), 1, m.rows * m.cols * 4, [&](Range range) {
     Workspace any(m.cols * 4);
@@ -162,13 +162,13 @@ Fault check_rows(const int64_t* indptr, int64_t block_rows, const Index* indices
 
 }  // namespace
 
-bool count_blocks(const formats::Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept {
+bool count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept {
   return for_matrix(m, blockrows, [&](Range range, uint32_t* any) {
     formats::count_blocks(m, blockrows, blockcols, range.begin, range.end, any, counts);
   });
 }
 
-bool fill_blocks(const formats::Matrix& m, const BlockSparse& w) noexcept {
+bool fill_blocks(const StoredMatrix& m, const BlockSparse& w) noexcept {
   return for_matrix(m, w.blockrows, [&](Range range, uint32_t* any) { formats::fill_blocks(m, w, range.begin, range.end, any); });
 }
 

@@ -235,11 +235,11 @@ Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode)
   return Status::kOk;
 }
 
-void count_csr(const formats::StoredMatrix& m, int64_t* counts) noexcept {
+void count_csr(const StoredMatrix& m, int64_t* counts) noexcept {
   on_pool(m.rows, 1, m.rows * m.cols * 4, [&](Range range) { formats::count_rows(m, range.begin, range.end, counts); });
 }
 
-void fill_csr(const formats::StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept {
+void fill_csr(const StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept {
   on_pool(m.rows, 1, m.rows * m.cols * 8, [&](Range range) { formats::fill_rows(m, range.begin, range.end, w, out); });
 }
 

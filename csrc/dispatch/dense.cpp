@@ -79,7 +79,7 @@ int64_t encode_halves(const float* values, bool bfloat16, int64_t count, uint16_
 }
 
 void decode_halves(const uint16_t* bits, bool bfloat16, int64_t count, float* values) noexcept {
-  on_pool(count, 64, count * 6, [&](Range r) { formats::decode_halves(bits, bfloat16, r.begin, r.end, values); });
+  on_pool(count, 64, count * 6, [&](Range r) { kernels().widen_half(bits + r.begin, r.end - r.begin, bfloat16, values + r.begin); });
 }
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept {

@@ -9,11 +9,6 @@ namespace pumice::formats {
 
 inline int64_t mask_bytes(int64_t cols) { return (cols + 7) / 8; }
 inline int64_t mask_steps(int64_t cols) { return (cols + 3) / 4; }
-// Bytes of one stored value in memory before it is packed: int4 codes have a byte each there.
-inline int64_t value_bytes(Values values) {
-  return values == Values::kFloat32 ? 4 : values == Values::kInt8 || values == Values::kInt4 ? 1 : 2;
-}
-
 // Functions work on the rows [begin, end), so that callers can split rows over threads.
 
 // bitmask[row]: the bits of values that are not 0 (-0.0 is); counts[row]: how many. With `kept` > 0, exactly `kept` of every

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "formats/halves.hpp"
+
 namespace pumice::formats {
 namespace {
-
-int64_t size_of(Values kind) noexcept {
-  return kind == Values::kFloat32 ? 4 : kind == Values::kFloat16 || kind == Values::kBfloat16 ? 2 : 1;
-}
 
 // any[k] = whether column k holds something in some rows, of which a value is nothing if no bit of `mask` is set.
 template <class T>
@@ -21,10 +19,10 @@ void find_any(const T* values, int64_t rows, int64_t cols, T mask, uint32_t* any
 
 // Calls found(block column) for the blocks of a block row that hold something.
 template <class Found>
-void for_found(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t block_row, uint32_t* any, Found found) noexcept {
+void for_found(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t block_row, uint32_t* any, Found found) noexcept {
   const int64_t top = block_row * blockrows, rows = std::min(blockrows, m.rows - top);
-  const auto* at = static_cast<const uint8_t*>(m.values) + top * m.cols * size_of(m.kind);
-  switch (size_of(m.kind)) {
+  const auto* at = static_cast<const uint8_t*>(m.values) + top * m.cols * value_bytes(m.kind);
+  switch (value_bytes(m.kind)) {
     case 4: find_any(reinterpret_cast<const uint32_t*>(at), rows, m.cols, 0x7fffffffu, any); break;
     case 2: find_any(reinterpret_cast<const uint16_t*>(at), rows, m.cols, uint16_t{0x7fff}, any); break;
     default: find_any(at, rows, m.cols, uint8_t{0xff}, any);
@@ -36,24 +34,6 @@ void for_found(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t bl
   }
 }
 
-float half_value(uint16_t bits) noexcept {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, rest = bits & 0x7fffu;
-  const float small = static_cast<float>(rest) * 0x1p-24f;  // subnormal
-  uint32_t wide = (rest << 13) + (rest >= 0x7c00 ? 0x70000000u : 0x38000000u);
-  if (rest < 0x400) std::memcpy(&wide, &small, 4);
-  wide |= sign;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
-float bfloat16_value(uint16_t bits) noexcept {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
 // out[count]: values from number `at` of the data on.
 void decode_run(const BlockSparse& w, int64_t at, int64_t count, float scale, float* out) noexcept {
   switch (w.values) {
@@ -61,10 +41,10 @@ void decode_run(const BlockSparse& w, int64_t at, int64_t count, float scale, fl
       std::memcpy(out, static_cast<const float*>(w.data) + at, static_cast<size_t>(count) * 4);
       break;
     case Values::kFloat16:
-      for (int64_t i = 0; i < count; ++i) out[i] = half_value(static_cast<const uint16_t*>(w.data)[at + i]);
+      for (int64_t i = 0; i < count; ++i) out[i] = from_float16(static_cast<const uint16_t*>(w.data)[at + i]);
       break;
     case Values::kBfloat16:
-      for (int64_t i = 0; i < count; ++i) out[i] = bfloat16_value(static_cast<const uint16_t*>(w.data)[at + i]);
+      for (int64_t i = 0; i < count; ++i) out[i] = from_bfloat16(static_cast<const uint16_t*>(w.data)[at + i]);
       break;
     case Values::kInt8:
       for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(static_cast<const int8_t*>(w.data)[at + i]) * scale;
@@ -79,7 +59,7 @@ void decode_run(const BlockSparse& w, int64_t at, int64_t count, float scale, fl
 
 }  // namespace
 
-void count_blocks(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t begin, int64_t end, uint32_t* any,
+void count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t begin, int64_t end, uint32_t* any,
                   int64_t* counts) noexcept {
   for (int64_t b = begin; b < end; ++b) {
     int64_t count = 0;
@@ -88,8 +68,8 @@ void count_blocks(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t
   }
 }
 
-void fill_blocks(const Matrix& m, const BlockSparse& w, int64_t begin, int64_t end, uint32_t* any) noexcept {
-  const int64_t R = w.blockrows, C = w.blockcols, item = size_of(m.kind);
+void fill_blocks(const StoredMatrix& m, const BlockSparse& w, int64_t begin, int64_t end, uint32_t* any) noexcept {
+  const int64_t R = w.blockrows, C = w.blockcols, item = value_bytes(m.kind);
   auto* data = static_cast<uint8_t*>(const_cast<void*>(w.data));
   for (int64_t b = begin; b < end; ++b) {
     int64_t i = w.indptr[b];

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "formats/halves.hpp"
+
 namespace pumice::formats {
 namespace {
 
@@ -66,28 +68,6 @@ void fill(const StoredMatrix& m, int64_t begin, int64_t end, const CompressedRow
   }
 }
 
-float half_value(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, rest = bits & 0x7fffu;
-  uint32_t wide = rest << 13;
-  float value;
-  if (rest < 0x400) {  // subnormal: multiples of 2^-24
-    value = static_cast<float>(rest) * 0x1p-24f;
-    std::memcpy(&wide, &value, 4);
-  } else {
-    wide += rest < 0x7c00 ? 0x38000000u : 0x70000000u;  // the exponent is biased by 127 instead of 15; infinity, NaN
-  }
-  wide |= sign;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
-float bfloat16_value(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
 template <class Index>
 void decode_row(const CompressedRows& w, const Index* indices, int64_t r, float* out) {
   std::fill_n(out, w.cols, 0.0f);
@@ -97,8 +77,8 @@ void decode_row(const CompressedRows& w, const Index* indices, int64_t r, float*
   };
   switch (w.values) {
     case Values::kFloat32: return put([&](int64_t i) { return static_cast<const float*>(w.data)[i]; });
-    case Values::kFloat16: return put([&](int64_t i) { return half_value(static_cast<const uint16_t*>(w.data)[i]); });
-    case Values::kBfloat16: return put([&](int64_t i) { return bfloat16_value(static_cast<const uint16_t*>(w.data)[i]); });
+    case Values::kFloat16: return put([&](int64_t i) { return from_float16(static_cast<const uint16_t*>(w.data)[i]); });
+    case Values::kBfloat16: return put([&](int64_t i) { return from_bfloat16(static_cast<const uint16_t*>(w.data)[i]); });
     case Values::kInt8:
       return put([&](int64_t i) { return static_cast<float>(static_cast<const int8_t*>(w.data)[i]) * w.scales[r]; });
     case Values::kInt4: {

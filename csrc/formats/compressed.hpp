@@ -7,13 +7,6 @@
 
 namespace pumice::formats {
 
-// A matrix of what is stored, row by row; 0 is a hole. `values`: float, 16-bit patterns, or int8 codes (of int4 too).
-struct StoredMatrix {
-  const void* values;
-  int64_t rows, cols;
-  Values kind;
-};
-
 // Where fill_rows writes: the buffers behind a CompressedRows with the same indptr and starts.
 struct RowBuffers {
   void* indices;

@@ -1,25 +1,12 @@
 #include "formats/halves.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace pumice::formats {
 namespace {
 
 constexpr int64_t kStrip = 1024;  // values between two looks for an overflow
 constexpr uint32_t kInfinity = 0x7f800000u;
-
-inline uint32_t bits_of(float v) noexcept {
-  uint32_t bits;
-  std::memcpy(&bits, &v, 4);
-  return bits;
-}
-
-inline float float_of(uint32_t bits) noexcept {
-  float v;
-  std::memcpy(&v, &bits, 4);
-  return v;
-}
 
 // Without branches, so that compilers vectorise. Adding half of the last kept bit, less one, and one more if that bit is set,
 // carries into it exactly where half-to-even rounds up; below 2^-14 the addition of 0.5 rounds to multiples of 2^-24.
@@ -36,13 +23,6 @@ inline uint16_t to_float16(float v) noexcept {
 inline uint16_t to_bfloat16(float v) noexcept {
   const uint32_t bits = bits_of(v), finite = (bits & kInfinity) != kInfinity;
   return static_cast<uint16_t>((bits + finite * (0x7fffu + (bits >> 16 & 1))) >> 16);
-}
-
-inline float from_float16(uint16_t bits) noexcept {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-  uint32_t size = bits_of(float_of(static_cast<uint32_t>(bits & 0x7fff) << 13) * 0x1p112f);  // exact, subnormals too
-  size |= size >= 0x47800000u ? kInfinity : 0;  // the largest exponent: infinity and NaN
-  return float_of(sign | size);
 }
 
 }  // namespace
@@ -64,14 +44,6 @@ int64_t encode_halves(const float* values, bool bfloat16, int64_t begin, int64_t
     }
   }
   return -1;
-}
-
-void decode_halves(const uint16_t* bits, bool bfloat16, int64_t begin, int64_t end, float* values) noexcept {
-  if (bfloat16) {
-    for (int64_t i = begin; i < end; ++i) values[i] = float_of(static_cast<uint32_t>(bits[i]) << 16);
-  } else {
-    for (int64_t i = begin; i < end; ++i) values[i] = from_float16(bits[i]);
-  }
 }
 
 }  // namespace pumice::formats

@@ -145,19 +145,5 @@ void matmul_f32_csr(const CompressedRows& w, int64_t begin, int64_t end, const C
   });
 }
 
-void widen_half(const uint16_t* bits, int64_t count, bool bfloat16, float* out) {
-  const auto widen = [&](const uint16_t* from, float* to) ALWAYS_INLINE {
-    store_f32(to, bfloat16 ? load_bfloat16(from) : load_half(from));
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) widen(bits + i, out + i);
-  if (i == count) return;
-  uint16_t some[kLanes] = {};
-  float wide[kLanes];
-  for (int64_t j = i; j < count; ++j) some[j - i] = bits[j];
-  widen(some, wide);
-  for (int64_t j = i; j < count; ++j) out[j] = wide[j - i];
-}
-
 }  // namespace
 }  // namespace pumice::PUMICE_ISA

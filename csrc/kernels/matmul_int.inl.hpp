@@ -91,8 +91,10 @@ struct DenseCodes {
       slices[s] = load_codes(at + panel * stride + word * kWordBytes + s * kLanes * 4);
     });
   }
-  ALWAYS_INLINE void prefetch_word(int panel, int word) const {  // see prefetch
-    prefetch(at + panel * stride + word * kWordBytes + kAhead); }
+  // Always inline, as prefetch is.
+  ALWAYS_INLINE void prefetch_word(int panel, int word) const {
+    prefetch(at + panel * stride + word * kWordBytes + kAhead);
+  }
   void skip(int64_t words) { at += words * kWordBytes; }
 };
 

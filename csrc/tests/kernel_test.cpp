@@ -358,7 +358,7 @@ void check_masked_floats(Random& random, int64_t rows, int64_t cols, Values type
   auto counts = filled<int64_t>(rows), offsets = filled<int64_t>(rows + 1);
   api::find_places(values, type, rows, cols, 0, 1, bitmask.data(), counts.data());
   for (int64_t r = 0; r < rows; ++r) offsets[r + 1] = offsets[r] + counts[r];
-  auto data = filled<uint8_t>(offsets[rows] * formats::value_bytes(type));
+  auto data = filled<uint8_t>(offsets[rows] * value_bytes(type));
   const Bitmask w{bitmask.data(), data.data(), offsets.data(), rows, cols, type};
   api::gather(values, w, data.data());
   const auto bias = some_bias(random, rows);

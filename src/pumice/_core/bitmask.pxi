@@ -1,20 +1,8 @@
 # Weights at the places of a bitmask: included by native.pyx.
 
-cdef dict VALUES = {"float32": <int>cpp.Values.kFloat32, "float16": <int>cpp.Values.kFloat16,
-                    "bfloat16": <int>cpp.Values.kBfloat16, "int8": <int>cpp.Values.kInt8, "int4": <int>cpp.Values.kInt4}
-cdef dict VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int4": 1}
-
 
 cdef int64_t mask_bytes(int64_t cols) noexcept:
     return (cols + 7) // 8
-
-
-cdef const void* address(array) except? NULL:
-    """Of the first element of a C-contiguous array of any dtype."""
-    if not array.flags.c_contiguous:
-        raise ValueError(f"values: expected a C-contiguous array, got strides {array.strides}")
-    cdef const uint8_t[::1] flat = array.reshape(-1).view(np.uint8)
-    return &flat[0]
 
 
 cdef int check_pattern(int kept, int of, int64_t cols) except -1:
@@ -24,17 +12,14 @@ cdef int check_pattern(int kept, int of, int64_t cols) except -1:
 
 
 def find_places(values not None, str name not None, int kept=0, int of=1):
-    cdef int64_t rows = values.shape[0], cols = values.shape[1]
-    cdef cpp.Values type = <cpp.Values><int>VALUES[name]
-    if values.dtype.itemsize != VALUE_BYTES[name]:
-        raise ValueError(f"values: expected {VALUE_BYTES[name]} bytes each for {name}, got {values.dtype}")
+    cdef cpp.StoredMatrix m = stored_matrix(values, name)
+    cdef int64_t rows = m.rows, cols = m.cols
     check_pattern(kept, of, cols)
-    cdef const void* at = address(values)
     bitmask_array, counts_array = np.empty((rows, mask_bytes(cols)), np.uint8), np.empty(rows, np.int64)
     cdef uint8_t[:, ::1] bitmask = bitmask_array
     cdef int64_t[::1] counts = counts_array
     with nogil:
-        cpp.find_places(at, type, rows, cols, kept, of, &bitmask[0, 0], &counts[0])
+        cpp.find_places(m.values, m.kind, rows, cols, kept, of, &bitmask[0, 0], &counts[0])
     return bitmask_array, counts_array
 
 
@@ -65,13 +50,13 @@ cdef class Bitmask(Weights):
                  int64_t rows, int64_t cols, str name not None, int64_t group=0):
         check_shape("bitmask", (rows, mask_bytes(cols)), (bitmask.shape[0], bitmask.shape[1]))
         check_shape("offsets", (rows + 1,), (offsets.shape[0],))
-        if data.dtype.itemsize != VALUE_BYTES[name] or not data.flags.c_contiguous:
-            raise ValueError(f"data: expected contiguous values of {VALUE_BYTES[name]} bytes, got {data.dtype}")
+        kind, _, dtype = stored_as(name)
+        check_dtype("data", dtype, data.dtype)
         check_shape("data", (offsets[rows],), data.shape)
         self.bitmask, self.offsets, self.data = bitmask, offsets, data
         self.rows, self.cols, self.integers = rows, cols, scales is not None
-        self.w.bitmask, self.w.offsets, self.w.data = &bitmask[0, 0], &offsets[0], address(data)
-        self.w.rows, self.w.cols, self.w.values = rows, cols, <cpp.Values><int>VALUES[name]
+        self.w.bitmask, self.w.offsets, self.w.data = &bitmask[0, 0], &offsets[0], address("data", data)
+        self.w.rows, self.w.cols, self.w.values = rows, cols, <cpp.Values><int>kind
         if scales is None:
             return
         cdef cpp.Groups g = groups_of(cols, group, 8)
@@ -85,7 +70,7 @@ cdef class Bitmask(Weights):
 
     def gather(self, values not None, out not None):
         """Fill the data of these weights, `out`, with the values at their places."""
-        cdef const void* at = address(values)
+        cdef const void* at = address("values", values)
         cdef uint8_t[::1] to = out.view(np.uint8)
         check_shape("values", (self.rows, self.cols), values.shape)
         check_shape("out", (self.offsets[self.rows],), out.shape)

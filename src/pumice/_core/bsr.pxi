@@ -3,30 +3,9 @@
 cdef tuple RULES = ("", "indptr must rise from 0 to the number of indices", "indices must be below the number of columns",
                     "indices of a row must be sorted and unique")
 
-# Name of a codec -> Values, and the dtypes of a value in a matrix and in `data`.
-cdef dict BLOCK_VALUES = {"float32": (<int>cpp.Values.kFloat32, np.float32, np.float32),
-                          "float16": (<int>cpp.Values.kFloat16, np.float16, np.float16),
-                          "bfloat16": (<int>cpp.Values.kBfloat16, np.uint16, np.uint16),
-                          "int8": (<int>cpp.Values.kInt8, np.int8, np.int8),
-                          "int4": (<int>cpp.Values.kInt4, np.int8, np.uint8)}
-
-
-cdef tuple block_values(str values):
-    if values not in BLOCK_VALUES:
-        raise ValueError(f"values: expected one of {', '.join(BLOCK_VALUES)}, got {values!r}")
-    return BLOCK_VALUES[values]
-
 
 cdef bint fill_indices(cpp.BlockSparse* w, indices) except -1:
-    cdef const uint16_t[::1] narrow
-    cdef const uint32_t[::1] wide
-    w.wide_indices = indices.dtype != np.uint16
-    if w.wide_indices:
-        wide = indices
-        w.indices = &wide[0]
-    else:
-        narrow = indices
-        w.indices = &narrow[0]
+    w.indices, w.wide_indices = index_buffer(indices), indices.dtype != np.uint16
     return True
 
 
@@ -36,7 +15,7 @@ cdef bint fill_shape(cpp.BlockSparse* w, int64_t rows, int64_t cols, tuple block
         raise ValueError(f"blocksize: expected blocks of at least 1 x 1, got {blocksize}")
     if values == "int4" and w.blockrows * w.blockcols % 2:
         raise ValueError(f"blocksize: expected an even number of int4 codes in a block, got {blocksize}")
-    w.rows, w.cols, w.values = rows, cols, <cpp.Values><int>block_values(values)[0]
+    w.rows, w.cols, w.values = rows, cols, <cpp.Values><int>stored_as(values)[0]
     w.scales = NULL
     return True
 
@@ -52,8 +31,7 @@ cdef class BlockSparse(Weights):
                  int64_t cols, tuple blocksize not None, str values not None):
         fill_shape(&self.w, rows, cols, blocksize, values)
         self.rows, self.cols, self.indptr, self.indices = rows, cols, indptr, indices
-        if data.dtype != block_values(values)[2]:
-            raise ValueError(f"data: expected {np.dtype(block_values(values)[2])}, got {data.dtype}")
+        check_dtype("data", stored_as(values)[2], data.dtype)
         cdef int64_t size = self.w.blockrows * self.w.blockcols // (2 if values == "int4" else 1)
         if data.size != indices.shape[0] * size:
             raise ValueError(f"data: expected {indices.shape[0]} blocks of {size} entries, got {data.size} in all")
@@ -91,13 +69,9 @@ cdef class BlockSparse(Weights):
 
 
 def encode_bsr(matrix not None, tuple blocksize not None, str values not None):
-    if matrix.ndim != 2 or matrix.dtype != block_values(values)[1]:
-        raise ValueError(f"matrix: expected 2-D {np.dtype(block_values(values)[1])}, got {matrix.ndim}-D {matrix.dtype}")
+    cdef cpp.StoredMatrix m = stored_matrix(matrix, values)
     cdef cpp.BlockSparse w
-    fill_shape(&w, matrix.shape[0], matrix.shape[1], blocksize, values)
-    cdef const uint8_t[::1] flat = np.ascontiguousarray(matrix).reshape(-1).view(np.uint8)
-    cdef cpp.Matrix m
-    m.values, m.rows, m.cols, m.kind = &flat[0], w.rows, w.cols, w.values
+    fill_shape(&w, m.rows, m.cols, blocksize, values)
     cdef int64_t block_rows = -(-w.rows // w.blockrows), block_cols = -(-w.cols // w.blockcols)
     cdef int64_t[::1] indptr = np.zeros(block_rows + 1, np.int64)
     cdef bint done
@@ -108,7 +82,7 @@ def encode_bsr(matrix not None, tuple blocksize not None, str values not None):
     np.cumsum(indptr, out=np.asarray(indptr))
     cdef int64_t count = indptr[block_rows], size = w.blockrows * w.blockcols // (2 if values == "int4" else 1)
     indices = np.empty(count, np.uint16 if block_cols <= 65536 else np.uint32)
-    data = np.empty(count * size, block_values(values)[2])
+    data = np.empty(count * size, stored_as(values)[2])
     cdef uint8_t[::1] bytes_of_data = data.view(np.uint8)
     w.indptr, w.data = &indptr[0], &bytes_of_data[0]
     fill_indices(&w, indices)

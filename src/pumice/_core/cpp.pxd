@@ -32,12 +32,11 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         bint prepacked
         const void* minima
 
-    cdef enum class Values(int):
-        kFloat32
-        kFloat16
-        kBfloat16
-        kInt8
-        kInt4
+    cdef struct StoredMatrix:
+        const void* values
+        int64_t rows
+        int64_t cols
+        Values kind
 
     cdef struct MaskedInt:
         DenseInt dense
@@ -111,23 +110,9 @@ cdef extern from "formats/integer.hpp" namespace "pumice::formats" nogil:
 
 
 cdef extern from "formats/compressed.hpp" namespace "pumice::formats" nogil:
-    cdef struct StoredMatrix:
-        const void* values
-        int64_t rows
-        int64_t cols
-        Values kind
-
     cdef struct RowBuffers:
         void* indices
         void* data
-
-
-cdef extern from "formats/bsr.hpp" namespace "pumice::formats" nogil:
-    cdef struct Matrix:
-        const void* values
-        int64_t rows
-        int64_t cols
-        Values kind
 
 
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
@@ -171,8 +156,8 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     Status matmul_masked_int(const MaskedInt& w, const Operands& io, Activations mode)
     Status matmul_bitmask(const Bitmask& w, const DenseInt* dense, const Operands& io, Activations mode)
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
-    bint count_blocks(const Matrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts)
-    bint fill_blocks(const Matrix& m, const BlockSparse& w)
+    bint count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts)
+    bint fill_blocks(const StoredMatrix& m, const BlockSparse& w)
     void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
                     int64_t count, int64_t block_cols)

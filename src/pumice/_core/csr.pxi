@@ -1,35 +1,5 @@
 # Compressed sparse rows: included by native.pyx.
 
-# Name of a codec -> Values, and the dtypes of a stored value in a matrix and in `data`.
-cdef dict STORED = {"float32": (<int>cpp.Values.kFloat32, np.float32, np.float32),
-                    "float16": (<int>cpp.Values.kFloat16, np.float16, np.float16),
-                    "bfloat16": (<int>cpp.Values.kBfloat16, np.uint16, np.uint16),
-                    "int8": (<int>cpp.Values.kInt8, np.int8, np.int8),
-                    "int4": (<int>cpp.Values.kInt4, np.int8, np.uint8)}
-
-
-cdef tuple stored_as(str values):
-    if values not in STORED:
-        raise ValueError(f"values: expected one of {', '.join(STORED)}, got {values!r}")
-    return STORED[values]
-
-
-cdef int check_dtype(str name, expected, got) except -1:
-    if got != expected:
-        raise ValueError(f"{name}: expected {np.dtype(expected)}, got {got}")
-    return 0
-
-
-cdef const void* index_buffer(indices) except? NULL:
-    cdef const uint16_t[::1] narrow_view
-    cdef const uint32_t[::1] wide_view
-    if indices.dtype != np.uint16:
-        wide_view = indices
-        return &wide_view[0]
-    narrow_view = indices
-    return &narrow_view[0]
-
-
 cdef class CompressedRows(Weights):
     cdef cpp.CompressedRows w
     cdef const int64_t[::1] indptr, starts
@@ -99,17 +69,6 @@ cdef class CompressedRows(Weights):
         with nogil:
             cpp.decode_csr(self.w, &ids[0], 0, count, &out[0])
         return w
-
-
-cdef cpp.StoredMatrix stored_matrix(matrix, str values) except *:
-    cdef cpp.StoredMatrix m
-    cdef const uint8_t[::1] flat
-    kind, dtype, _ = stored_as(values)
-    check_dtype("matrix", dtype, matrix.dtype)
-    flat = matrix.reshape(-1).view(np.uint8)
-    m.values, m.kind = &flat[0], <cpp.Values><int>kind
-    m.rows, m.cols = matrix.shape
-    return m
 
 
 def count_csr(matrix not None, str values not None):

@@ -355,6 +355,9 @@ cdef class DenseHalf(Weights):
         return cpp.matmul_dense_half(self.w, io)
 
 
+include "stored.pxi"
+
+
 include "bitmask.pxi"
 
 

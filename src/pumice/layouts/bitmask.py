@@ -19,10 +19,9 @@ from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, codec_of, matrix_shape
-from pumice.values.integer import FLOAT32_KERNEL_BATCH, SCALE_DTYPES, check_scales, to_panels
+from pumice.values.base import F32, Array, Arrays, check_part, codec_of, matrix_shape, stored_dtype
+from pumice.values.integer import FLOAT32_KERNEL_BATCH, PANEL, SCALE_DTYPES, check_scales, to_panels
 
-PANEL = 16  # rows of a panel of the prepacked form
 PANEL_WEIGHTS = 1 << 17  # weights that are encoded at a time
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 
@@ -42,7 +41,7 @@ class MaskedArray(CompactArray):
         self._mapped = arrays if any(map(is_mapped, arrays.values())) else None
         self._keep = False
         counts = native.count_places(arrays["bitmask"], self._cols)
-        self._nnz = int(counts.sum())
+        self._nnz, self._offsets = int(counts.sum()), native.row_offsets(counts, scheme.values)
         self._nbytes = sum(array.nbytes for array in arrays.values()) + 8 * len(shape)
 
     @classmethod
@@ -69,7 +68,7 @@ class MaskedArray(CompactArray):
             raise ValueError(f"w: expected columns in multiples of {of} for {scheme}, got {cols}")
         bitmask, counts = native.find_places(w, "float32")  # what is 0 before rounding is 0 after it
         most = np.full(rows, cols // of * kept) if kept else counts
-        data = np.empty(native.row_offsets(most, scheme.values)[-1], codec.sparse_dtype)
+        data = np.empty(native.row_offsets(most, scheme.values)[-1], stored_dtype(scheme))
         scales: list[Array] = []
         used, step = 0, max(1, PANEL_WEIGHTS // max(cols, 1))
         for start in range(0, max(rows, 1), step):
@@ -85,16 +84,10 @@ class MaskedArray(CompactArray):
                     f"w: expected at most {kept} values in every {of} columns, got more in row {start + row} "
                     f"from column {-1 - stored[row]} on; prune(w, pattern='{kept}:{of}') makes such weights"
                 )
-            offsets = native.row_offsets(stored, scheme.values)
             bitmask[start : start + step] = places
-            out = data[used : used + offsets[-1]]
-            native.Bitmask(places, offsets, out, None, len(values), cols, scheme.values).gather(values, out)
-            used += int(offsets[-1])
+            used += len(_gathered(values, scheme, places, stored, data[used:]))
         data.resize(used, refcheck=False)  # rounding makes more holes
-        arrays = {
-            "bitmask": bitmask,
-            "data": _as_stored(data, scheme).reshape(cls._data_shape(scheme, rows, cols, used)),
-        }
+        arrays = {"bitmask": bitmask, "data": data.reshape(cls._data_shape(scheme, rows, cols, used))}
         if scheme.values.startswith("int"):
             arrays["scale"] = np.concatenate(scales)
         return arrays
@@ -109,7 +102,7 @@ class MaskedArray(CompactArray):
             raise FormatError(None, None, f"the parts {sorted(names)} for {scheme}", sorted(parts))
         if cols % of:
             raise FormatError(None, "shape", f"columns in multiples of {of} for {scheme}", cols)
-        _check(parts, "bitmask", (np.uint8,), (rows, -(-cols // 8)))
+        check_part(parts, "bitmask", np.uint8, (rows, -(-cols // 8)))
         bitmask = np.array(parts["bitmask"])
         counts = native.count_places(bitmask, cols, kept, of)
         bad = np.flatnonzero(counts < 0)
@@ -117,12 +110,11 @@ class MaskedArray(CompactArray):
             rule = f"{kept} bits in every {of} columns" if kept else "no bits beyond the columns"
             raise FormatError(None, "bitmask", rule, f"others in row {bad[0]}")
         entries = int(native.row_offsets(counts, scheme.values)[-1])
-        dtype = np.uint8 if scheme.values == "int4" else codec_of(scheme).sparse_dtype
-        _check(parts, "data", (dtype,), cls._data_shape(scheme, rows, cols, entries))
+        check_part(parts, "data", stored_dtype(scheme), cls._data_shape(scheme, rows, cols, entries))
         arrays = {"bitmask": bitmask, "data": np.ascontiguousarray(parts["data"])}
         if scaled:
             groups = 1 if scheme.group is None else max(1, -(-cols // scheme.group))
-            _check(parts, "scale", SCALE_DTYPES, (rows, groups))
+            check_part(parts, "scale", SCALE_DTYPES, (rows, groups))
             check_scales("scale", parts["scale"])
             arrays["scale"] = np.ascontiguousarray(parts["scale"])
         return cls(scheme, shape, arrays)
@@ -195,13 +187,12 @@ class MaskedArray(CompactArray):
             scale = _from_panels(form.arrays["scale"][first:last], len(bitmask))
             start, stop = start - first * PANEL, stop - first * PANEL
             bitmask, scale = bitmask[start:stop], scale[start:stop]
-            data = _as_stored(data[offsets[start] : offsets[stop]].view(self._codec.sparse_dtype), self._scheme)
+            data = data[offsets[start] : offsets[stop]].view(stored_dtype(self._scheme))
             return {"bitmask": bitmask, "data": self._rows_of_data(data, stop - start), "scale": scale}
         arrays = self._mapped or form.arrays
         if (start, stop) == (0, self._rows):
             return arrays
-        offsets = native.row_offsets(native.count_places(arrays["bitmask"], self._cols), self._scheme.values)
-        data = arrays["data"].reshape(-1)[offsets[start] : offsets[stop]]
+        data = arrays["data"].reshape(-1)[self._offsets[start] : self._offsets[stop]]
         rows = {name: array[start:stop] for name, array in arrays.items() if name != "data"}
         return rows | {"data": self._rows_of_data(data, stop - start)}
 
@@ -281,15 +272,10 @@ class MaskedArray(CompactArray):
             raise IndexError(f"index: expected columns at multiples of {unit}, got {cols.start}:{cols.stop}")
         values = np.ascontiguousarray(self._scattered(arrays, shape[0])[:, cols])
         bitmask, counts = native.find_places(values, self._scheme.values, *self.kept(self._scheme))
-        offsets = native.row_offsets(counts, self._scheme.values)
-        data = np.empty(offsets[-1], values.dtype)
         rows_left, cols_left = shape[0], cols.stop - cols.start
-        native.Bitmask(bitmask, offsets, data, None, rows_left, cols_left, self._scheme.values).gather(values, data)
-        stored = _as_stored(data, self._scheme)
-        cut: Arrays = {
-            "bitmask": bitmask,
-            "data": stored.reshape(self._data_shape(self._scheme, rows_left, cols_left, len(data))),
-        }
+        data = _gathered(values, self._scheme, bitmask, counts)
+        shaped = data.reshape(self._data_shape(self._scheme, rows_left, cols_left, len(data)))
+        cut: Arrays = {"bitmask": bitmask, "data": shaped}
         if "scale" in arrays:
             first, last = (
                 (cols.start // group, max(-(-cols.stop // group), cols.start // group + 1))
@@ -344,18 +330,16 @@ class BitmaskArray(MaskedArray):
     grammar = LayoutGrammar("bitmask", "bitmask", values=VALUES, group=True)
 
 
-def _as_stored(data: Array, scheme: Scheme) -> Array:
-    """int4 codes are packed, so unsigned bytes."""
-    return data.view(np.uint8) if scheme.values == "int4" else data
+def _gathered(
+    values: Array, scheme: Scheme, bitmask: NDArray[np.uint8], counts: NDArray[np.int64], room: Array | None = None
+) -> Array:
+    """The data of a matrix with this bitmask and so many values in each row; at the start of `room`, if given."""
+    offsets = native.row_offsets(counts, scheme.values)
+    data = np.empty(offsets[-1], stored_dtype(scheme)) if room is None else room[: offsets[-1]]
+    native.Bitmask(bitmask, offsets, data, None, len(values), values.shape[1], scheme.values).gather(values, data)
+    return data
 
 
 def _from_panels(scale: Array, rows: int) -> Array:
     """(panels, groups, 16) -> (rows, groups)."""
     return np.ascontiguousarray(scale.swapaxes(1, 2).reshape(-1, scale.shape[1])[:rows])
-
-
-def _check(parts: Mapping[str, Array], name: str, dtypes: tuple[Any, ...], shape: tuple[int, ...]) -> None:
-    got = parts[name]
-    if got.dtype not in dtypes or got.shape != shape:
-        legal = " or ".join(str(np.dtype(d)) for d in dtypes)
-        raise FormatError(None, name, f"{legal} of shape {shape}", f"{got.dtype} of shape {got.shape}")

@@ -12,9 +12,11 @@ from pumice._core import native
 from pumice.errors import NonFiniteError
 from pumice.layouts.compressed import CompressedArray, block_of, index_dtype, sorted_scipy
 from pumice.layouts.indexing import take_ids
+from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
+from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, codec_of
+from pumice.values.base import F32, Array, codec_of, stored_dtype
 
 PANEL_WEIGHTS = 4 << 20  # that are rounded at a time
 
@@ -45,6 +47,8 @@ class BSRArray(CompressedArray):
         "bsr", "bsr-{}x{}", ("R", "C"), values=("float32", "float16", "bfloat16", "int8", "int4"), refuses=refused
     )
 
+    _weights: native.BlockSparse | None = None  # made by the first product
+
     @classmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
         indptr, indices, data, scales = [np.zeros(1, np.int64)], [], [], []
@@ -54,25 +58,18 @@ class BSRArray(CompressedArray):
             indices.append(columns)
             data.append(blocks)
             scales += [] if scale is None else [scale[:, 0]]
-        dtype, block_shape = cls._data_form(scheme)
-        blocks = _joined(data, dtype).reshape(-1, *block_shape)
+        starts = np.concatenate(indptr)
+        blocks = _joined(data, stored_dtype(scheme)).reshape(cls._data_shape(scheme, starts))
         index = index_dtype(-(-w.shape[1] // block_of(scheme)[1]))
         columns = _joined(indices, index).astype(index, copy=False)
         scaled = codec_of(scheme).sparse_dtype == np.int8
-        return cls(
-            scheme, shape, np.concatenate(indptr), columns, blocks, _joined(scales, np.float32) if scaled else None
-        )
+        return cls(scheme, shape, starts, columns, blocks, _joined(scales, np.float32) if scaled else None)
 
     @classmethod
-    def _data_form(cls, scheme: Scheme) -> tuple[Any, tuple[int, ...]]:
+    def _data_shape(cls, scheme: Scheme, indptr: NDArray[np.int64]) -> tuple[int, ...]:
         height, width = block_of(scheme)
-        if scheme.values == "int4":
-            return np.uint8, (height * width // 2,)
-        return codec_of(scheme).sparse_dtype, (height, width)
-
-    def part_dtype(self, part: str) -> str:
-        name = codec_of(self._scheme).file_dtypes.get("") if part == "data" else None
-        return name or super().part_dtype(part)
+        block = (height * width // 2,) if scheme.values == "int4" else (height, width)
+        return int(indptr[-1]), *block
 
     def decode_rows(self, start: int, stop: int) -> F32:
         return self._native().decode(start, stop)
@@ -112,11 +109,66 @@ class BSRArray(CompressedArray):
         arrays = self._decoded_blocks(), self._indices.astype(index), self._indptr.astype(index)
         return bsr_array(arrays, shape=padded, blocksize=self.blocksize)
 
+    def _slice(self, rows: slice, cols: slice) -> Self:
+        height, width = self.blocksize
+        _check_aligned("rows", rows, height, self._rows)
+        _check_aligned("columns", cols, width, self._cols)
+        first, last = rows.start // height, -(-rows.stop // height)
+        begin, end = self._indptr[first], self._indptr[last]
+        indptr = self._indptr[first : last + 1] - begin
+        indices, blocks = self._indices[begin:end], self._blocks[begin:end]
+        shape = (rows.stop - rows.start, *self._shape[1:])
+        if cols != slice(0, self._cols):
+            shape = (shape[0], cols.stop - cols.start)
+            left, right = cols.start // width, -(-cols.stop // width)
+            keep = (indices >= left) & (indices < right)
+            indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])[indptr]
+            indices = (indices[keep] - indices.dtype.type(left)).astype(index_dtype(right - left))
+            blocks = blocks[keep]
+        scales = None if self._scales is None else self._scales[rows]
+        return type(self)(self._scheme, shape, indptr, indices, blocks, scales)
+
+    @staticmethod
+    def _kernel(scaled: bool, activations: str) -> str | None:
+        if not scaled:
+            return "matmul_f32_bsr"
+        return None if activations == "float32" else "matmul_int_bsr"
+
+    def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
+        self._native().matmul(x, y, bias, activations)
+
+    def _native(self) -> native.BlockSparse:
+        if self._weights is None:  # of threads that race here each makes one, and any will do
+            arrays = self._indptr, self._indices, self._blocks, self._scales
+            self._weights = native.BlockSparse(
+                *arrays, self._rows, self._cols, self.blocksize, codec_of(self._scheme).name
+            )
+        return self._weights
+
+    def _decoded_blocks(self) -> Array:
+        """`data` in float32, scales applied: (blocks, R, C)."""
+        blocks = self._stored_values()
+        if self._scales is None:
+            return frozen(blocks)
+        height = self.blocksize[0]
+        row = np.repeat(np.arange(len(self._indptr) - 1), np.diff(self._indptr))
+        padded = np.zeros((len(self._indptr) - 1) * height, np.float32)
+        padded[: self._rows] = self._scales
+        return blocks * padded.reshape(-1, height)[row][:, :, None]
+
     def _stored_values(self) -> Array:
+        """`data` (blocks, R, C) as numbers, without scales; float32 is shared."""
+        if self._blocks.dtype == np.float32:
+            return self._blocks
         if self._scheme.values != "int4":
-            return super()._stored_values()
+            return codec_of(self._scheme).decode_sparse(self._blocks)
         codes = np.stack([self._blocks & 15, self._blocks >> 4], axis=-1).astype(np.float32) - 8
         return codes.reshape(-1, *self.blocksize)
+
+
+def _check_aligned(what: str, cut: slice, step: int, size: int) -> None:
+    if cut.start % step or (cut.stop % step and cut.stop != size):
+        raise IndexError(f"index: expected {what} at multiples of the block, {step}, got {cut.start}:{cut.stop}")
 
 
 def _rounded_panels(w: F32, scheme: Scheme) -> Iterator[tuple[Array, Array | None]]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice._core import native
-from pumice.errors import FormatError, NonFiniteError
+from pumice.errors import NonFiniteError
 from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
-from pumice.layouts.compressed import _check as check_part
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
-from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, codec_of, matrix_shape
+from pumice.values.base import F32, Array, codec_of, stored_dtype
 
 BLOCK = 128  # columns of a block of `runs`
 PANEL_BYTES = 4 << 20  # of float32 weights that are rounded to other values at a time
@@ -53,23 +51,17 @@ class CSRArray(CompressedArray):
 
     grammar = LayoutGrammar("csr", "csr", values=("float32", "float16", "bfloat16", *INTEGERS))
 
-    def __init__(
-        self,
-        scheme: Scheme,
-        shape: tuple[int, ...],
-        indptr: NDArray[np.int64],
-        indices: NDArray[np.uint16] | NDArray[np.uint32],
-        blocks: Array,
-        scales: F32 | None,
-    ) -> None:
-        super().__init__(scheme, shape, indptr, indices, blocks, scales)
-        self._starts = _starts_of(indptr) if scheme.values == "int4" else None
-        self._form: Form | None = None  # made by the first product
-        self._keep = False
+    _form: Form | None = None  # made by the first product
+    _keep = False
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64] | None:
+        """The byte of `data` at which each row of int4 begins, and the end."""
+        return _starts_of(self._indptr) if self._scheme.values == "int4" else None
 
     @classmethod
-    def _block_shape(cls, scheme: Scheme) -> tuple[int, ...]:
-        return ()
+    def _data_shape(cls, scheme: Scheme, indptr: NDArray[np.int64]) -> tuple[int, ...]:
+        return (int((_starts_of(indptr) if scheme.values == "int4" else indptr)[-1]),)
 
     @classmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
@@ -78,7 +70,7 @@ class CSRArray(CompressedArray):
         counts = native.count_csr(w, "float32")  # before rounding; what is left after it is no more
         room = int(counts.sum())
         indptr, indices = np.zeros(rows + 1, np.int64), np.empty(room, index_dtype(cols))
-        data = np.empty(room if not packed else int(((counts + 1) // 2).sum()), data_dtype(scheme))
+        data = np.empty(room if not packed else int(((counts + 1) // 2).sum()), stored_dtype(scheme))
         scales = np.empty(rows, np.float32) if values in INTEGERS else None
         step = max(1, rows if values == "float32" else PANEL_BYTES // (4 * max(cols, 1)))
         written = 0
@@ -96,32 +88,6 @@ class CSRArray(CompressedArray):
         indices.resize(int(indptr[-1]), refcheck=False)  # in place
         data.resize(written, refcheck=False)
         return cls(scheme, shape, indptr, indices, data, scales)
-
-    @classmethod
-    def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> Self:
-        rows, cols = matrix_shape(shape)
-        integers, packed = scheme.values in INTEGERS, scheme.values == "int4"
-        names = {"indptr", "indices", "data", "shape"} | ({"scale"} if integers else set())
-        if set(parts) != names:
-            raise FormatError(None, None, f"the parts {sorted(names)} for {scheme}", sorted(parts))
-        count = len(parts["indices"]) if parts["indices"].ndim else 0
-        check_part(parts, "indptr", np.int64, (rows + 1,))
-        check_part(parts, "indices", index_dtype(cols), (count,))
-        if not packed:
-            check_part(parts, "data", data_dtype(scheme), (count,))
-        scales = None
-        if integers:
-            check_part(parts, "scale", np.float32, (rows, 1))
-            scales = np.ascontiguousarray(parts["scale"][:, 0])
-            if not np.isfinite(scales).all():
-                raise FormatError(None, "scale", "finite scales", "a NaN or an infinity")
-        indptr, indices = np.array(parts["indptr"]), np.array(parts["indices"])
-        rule, row = native.check_bsr(indptr, indices, cols)
-        if rule:
-            raise FormatError(None, "indptr" if rule.startswith("indptr") else "indices", rule, f"row {row}")
-        if packed:
-            check_part(parts, "data", np.uint8, (int(_starts_of(indptr)[-1]),))
-        return cls(scheme, shape, indptr, indices, np.ascontiguousarray(parts["data"]), scales)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Self:
@@ -157,19 +123,6 @@ class CSRArray(CompressedArray):
         index = np.int32 if max(self.nnz, self._cols) < 2**31 else np.int64
         arrays = frozen(data), self._indices.astype(index), self._indptr.astype(index)
         return csr_array(arrays, shape=(self._rows, self._cols))
-
-    @classmethod
-    def work(cls, scheme: Scheme, shape: tuple[int, ...], density: float, batch: int, activations: str) -> Work:
-        """What a product does, for the cost model."""
-        rows, cols = matrix_shape(shape)
-        codec, stored, scaled = codec_of(scheme), density * rows * cols, scheme.values in INTEGERS
-        nbytes = stored * (codec.bits / 8 + np.dtype(index_dtype(cols)).itemsize) + 8 * (rows + 1) + 4 * rows * scaled
-        steps = steps_of(cls._kernel(scaled, activations), stored, rows * cols, batch)
-        return Work(nbytes, steps, activations, label_of(scheme), codec.bits, 1)
-
-    def part_dtype(self, part: str) -> str:
-        bfloat16 = part == "data" and self._scheme.values == "bfloat16"
-        return "BF16" if bfloat16 else super().part_dtype(part)
 
     def decode_rows(self, start: int, stop: int) -> F32:
         return self._rows_view().decode_rows(start, stop)
@@ -246,11 +199,6 @@ class CSRArray(CompressedArray):
     @property
     def nnz(self) -> int:
         return len(self._indices)
-
-
-def data_dtype(scheme: Scheme) -> Any:
-    """dtype of `data`: of a stored value, or of two codes."""
-    return np.uint8 if scheme.values == "int4" else codec_of(scheme).sparse_dtype
 
 
 def _rounded(w: F32, scheme: Scheme, start: int, stop: int) -> tuple[Array, Array | None]:

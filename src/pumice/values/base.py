@@ -93,11 +93,7 @@ class Codec(ABC):
         if set(arrays) != set(form):
             raise FormatError(None, None, f"the parts {sorted(form)} for {scheme}", sorted(arrays))
         for name, (dtypes, shape) in form.items():
-            legal = [np.dtype(d) for d in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
-            got = arrays[name]
-            if got.dtype not in legal or got.shape != shape:
-                names = " or ".join(map(str, legal))
-                raise FormatError(None, name or None, f"{names} of shape {shape}", f"{got.dtype} of shape {got.shape}")
+            check_part(arrays, name, dtypes, shape)
 
     # Products: a codec with a kernel overrides these.
 
@@ -137,6 +133,15 @@ class Codec(ABC):
         return values.astype(np.float32)
 
 
+def check_part(parts: Mapping[str, Array], name: str, dtypes: Any, shape: tuple[int, ...]) -> None:
+    """Raise FormatError unless a part has the dtype, or one of the tuple of legal ones, and the shape."""
+    legal = [np.dtype(d) for d in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
+    got = parts[name]
+    if got.dtype not in legal or got.shape != shape:
+        names = " or ".join(map(str, legal))
+        raise FormatError(None, name or None, f"{names} of shape {shape}", f"{got.dtype} of shape {got.shape}")
+
+
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(rows, cols) of a weight of this logical shape."""
     return shape[0], math.prod(shape[1:])
@@ -155,3 +160,8 @@ def register(codec: Codec) -> Codec:
 def codec_of(scheme: Scheme) -> Codec:
     """The codec that a scheme names."""
     return CODECS[scheme.values]
+
+
+def stored_dtype(scheme: Scheme) -> Any:
+    """dtype of the data of a sparse layout: of a stored value, or of two int4 codes."""
+    return np.uint8 if scheme.values == "int4" else codec_of(scheme).sparse_dtype
