@@ -331,9 +331,11 @@ inline void find_starts_of_small(const Quads& q, int32_t* products) {
   const int64_t words = q.count * q.rows;
   int64_t i = 0;
   for (; i + kLanes <= words; i += kLanes) store_i32(products + i, add_bytes(zero_i32(), load_codes(q.codes + i * 4)));
-  uint8_t codes[kLanes * 4] = {};
-  std::memcpy(codes, q.codes + i * 4, static_cast<size_t>((words - i) * 4));
-  store_i32(products + i, add_bytes(zero_i32(), load_codes(codes)));
+  if (i < words) {
+    uint8_t codes[kLanes * 4] = {};
+    std::memcpy(codes, q.codes + i * 4, static_cast<size_t>((words - i) * 4));
+    store_i32(products + i, add_bytes(zero_i32(), load_codes(codes)));
+  }
   q.rows == 4 ? sum_runs<4>(q, products) : sum_runs<8>(q, products);
 }
 
