@@ -64,9 +64,9 @@ class Reader(ABC):
 
     format: ClassVar[str]
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def matches(path: Path) -> bool:
+    def matches(cls, path: Path) -> bool:
         """Whether the content at `path` (a file or a folder) is of this format. Reads a few bytes at most."""
 
     @abstractmethod

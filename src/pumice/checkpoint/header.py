@@ -9,35 +9,36 @@ what no writer makes (duplicate names, unknown fields, leading blanks).
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from pumice.checkpoint.container import Entry
 from pumice.checkpoint.dtypes import DTYPES
+from pumice.checkpoint.json_text import is_unicode, is_whole, parse_json
 from pumice.checkpoint.source import Source
 from pumice.errors import FormatError
 
 HEADER_CAP = 100_000_000  # bytes, the specification's limit
-NUMBER_CAP = 1 << 48  # no offset or dimension of a real file is larger; NumPy cannot hold much more
 DIMENSIONS_CAP = 64  # NumPy's limit
 ALIGNMENT = 64
 FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of a header; `begin` and `end` count from the start of the file."""
+class Span(Entry):
+    """One tensor of a header; `begin` counts from the start of the file."""
 
-    dtype: str
-    shape: tuple[int, ...]
     begin: int
-    end: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.nbytes
 
 
 @dataclass(frozen=True)
 class Header:
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, Span]
     metadata: Mapping[str, str]
     text: bytes
 
@@ -68,57 +69,6 @@ def read_header(source: Source) -> Header:
     return Header(entries, metadata, text)
 
 
-def parse_json(text: bytes, path: str, *, floats: bool = False) -> dict[str, Any]:
-    """A JSON object, without what JSON leaves open: duplicate keys, NaN, huge integers, and (by default) floats."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise FormatError(path, ascii(twice)[1:-1], "every key once", "a duplicate key", None)
-        return table
-
-    def whole(digits: str) -> int:
-        if len(digits) > 20:
-            raise FormatError(path, None, "integers below 2^48", f"{digits[:20]}...", None)
-        return int(digits)
-
-    def refuse(literal: str) -> NoReturn:
-        raise FormatError(path, None, "integers only", literal[:20], None)
-
-    try:
-        table = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_int=whole,
-            parse_float=float if floats else refuse,
-            parse_constant=refuse,
-        )
-    except UnicodeDecodeError as error:
-        raise FormatError(path, None, "UTF-8 text", f"byte {error.start} is not", None) from error
-    except json.JSONDecodeError as error:
-        raise FormatError(path, None, "JSON", f"{error.msg} at {error.pos}", None) from error
-    except RecursionError as error:
-        raise FormatError(path, None, "JSON of a few levels", "deep nesting", None) from error
-    if not isinstance(table, dict):
-        raise FormatError(path, None, "a JSON object", type(table).__name__, None)
-    return table
-
-
-def is_whole(value: object) -> bool:
-    """Whether a JSON value is an integer in [0, 2^48]; bool is not."""
-    return type(value) is int and 0 <= value <= NUMBER_CAP
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: JSON's escapes allow half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _metadata(table: object, source: Source) -> dict[str, str]:
     if not isinstance(table, dict):
         _fail(source, "__metadata__", "an object", type(table).__name__)
@@ -130,7 +80,7 @@ def _metadata(table: object, source: Source) -> dict[str, str]:
     return table
 
 
-def _entry(name: str, field: object, data_start: int, source: Source) -> Entry:
+def _entry(name: str, field: object, data_start: int, source: Source) -> Span:
     if not is_unicode(name):
         _fail(source, ascii(name), "a name in Unicode", "a lone surrogate")
     if not isinstance(field, dict) or field.keys() != FIELDS:
@@ -150,7 +100,7 @@ def _entry(name: str, field: object, data_start: int, source: Source) -> Entry:
     if bits is None or bits != 8 * (end - begin):
         rule = f"{end - begin} bytes, as data_offsets says"
         _fail(source, name, rule, f"{dtype} {shape} of {'too many' if bits is None else bits} bits")
-    return Entry(dtype, tuple(shape), data_start + begin, data_start + end)
+    return Span(dtype, tuple(shape), end - begin, data_start + begin)
 
 
 def count_bits(shape: Sequence[int], dtype: str) -> int | None:
@@ -164,7 +114,7 @@ def count_bits(shape: Sequence[int], dtype: str) -> int | None:
     return total
 
 
-def _check_tiling(entries: Mapping[str, Entry], data_start: int, source: Source) -> None:
+def _check_tiling(entries: Mapping[str, Span], data_start: int, source: Source) -> None:
     """Tensors must cover the data exactly: no hole, no overlap, no byte behind the last."""
     position, before = data_start, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -182,7 +132,7 @@ def _fail(source: Source, tensor: str | None, rule: str, got: str, hint: str | N
     raise FormatError(source.name, tensor, rule, got, hint)
 
 
-def write_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+def write_header(entries: Mapping[str, Span], metadata: Mapping[str, str]) -> bytes:
     """Length and JSON, padded so that the data behind it starts on a multiple of 64 bytes."""
     table: dict[str, Any] = {"__metadata__": dict(metadata)}
     for name, entry in entries.items():

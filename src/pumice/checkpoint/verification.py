@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pumice.checkpoint.base import Reader, open_reader
-from pumice.checkpoint.manifest import header_digest_holds
-from pumice.checkpoint.safetensors import SafetensorsReader, Shard
+from pumice.checkpoint.container import Container, Shard
+from pumice.checkpoint.container_reader import ContainerReader
+from pumice.checkpoint.conventions.manifest import header_digest_holds, read_manifest
+from pumice.checkpoint.safetensors import SafetensorsShard
 from pumice.errors import FormatError
 
 HASH_AT_ONCE = 16 << 20
@@ -84,13 +86,14 @@ def verify_reader(reader: Reader, path: str) -> VerifyReport:
     errors: list[FormatError] = []
     unchecked: list[str] = []
     checked = 0
-    if isinstance(reader, SafetensorsReader):
-        for shard in reader.shards:
-            found = list(_shard_errors(shard))
+    if isinstance(reader, ContainerReader):
+        for shard in reader.container.shards:
+            digests = read_manifest(shard).sha256
+            found = list(_changed(reader.container, shard, digests))
             errors += found
-            with_digest = shard.manifest.sha256.keys() & shard.header.entries.keys()
+            with_digest = digests.keys() & shard.entries.keys()
             checked += len(with_digest - {error.tensor for error in found})
-            unchecked += shard.header.entries.keys() - with_digest
+            unchecked += shard.entries.keys() - with_digest
     for name in reader.names():
         if not reader.info(name).compact:
             continue
@@ -101,20 +104,21 @@ def verify_reader(reader: Reader, path: str) -> VerifyReport:
     return VerifyReport(path, checked, tuple(sorted(unchecked)), tuple(errors))
 
 
-def _shard_errors(shard: Shard) -> Iterator[FormatError]:
-    where, header = shard.source.name, shard.header
+def _changed(container: Container, shard: Shard, digests: Mapping[str, str]) -> Iterator[FormatError]:
+    """The header and the tensors of a file that are not what their SHA-256 says."""
     # Any of our entries will do: a changed bit may have renamed one of them.
-    if any(key.startswith("pumice.") for key in header.metadata) and not header_digest_holds(header):
+    ours = any(key.startswith("pumice.") for key in shard.metadata)
+    if isinstance(shard, SafetensorsShard) and ours and not header_digest_holds(shard.metadata, shard.text):
         rule = "a header of the SHA-256 that it states"
-        yield FormatError(where, None, rule, "another", "the file was changed")
-    for tensor, digest in sorted(shard.manifest.sha256.items()):
-        if tensor not in header.entries:
-            yield FormatError(where, tensor, "the tensor that the manifest lists", "no such tensor")
+        yield FormatError(shard.name, None, rule, "another", "the file was changed")
+    for tensor, digest in sorted(digests.items()):
+        if tensor not in shard.entries:
+            yield FormatError(shard.name, tensor, "the tensor that the manifest lists", "no such tensor")
             continue
-        entry = header.entries[tensor]
+        size = shard.entries[tensor].nbytes
         got = hashlib.sha256()
-        for begin in range(entry.begin, entry.end, HASH_AT_ONCE):
-            got.update(shard.source.view(begin, min(begin + HASH_AT_ONCE, entry.end)))
+        for begin in range(0, size, HASH_AT_ONCE):
+            got.update(container.raw(tensor, begin, min(begin + HASH_AT_ONCE, size)))
         if got.hexdigest() != digest:
             hint = "the file was changed"
-            yield FormatError(where, tensor, f"SHA-256 {digest[:16]}...", got.hexdigest()[:16], hint)
+            yield FormatError(shard.name, tensor, f"SHA-256 {digest[:16]}...", got.hexdigest()[:16], hint)

@@ -19,15 +19,9 @@ from typing import IO, Any
 import numpy as np
 
 from pumice.checkpoint.base import Block, Json, TensorInfo, Writer
+from pumice.checkpoint.conventions.manifest import RESERVED, array_record, manifest_metadata, sign, tensor_name
 from pumice.checkpoint.dtypes import DTYPES
-from pumice.checkpoint.header import ALIGNMENT, Entry, count_bits, write_header
-from pumice.checkpoint.manifest import (
-    RESERVED,
-    array_record,
-    manifest_metadata,
-    sign,
-    tensor_name,
-)
+from pumice.checkpoint.header import ALIGNMENT, Span, count_bits, write_header
 from pumice.checkpoint.publication import INDEX, SINGLE, Publication, Staged, shard_names, write_all
 from pumice.checkpoint.source import is_mapped
 from pumice.scheme import Scheme
@@ -307,9 +301,8 @@ class SafetensorsWriter(Writer):
         shapes |= {a.name: a.info.shape for a in self._shard if not a.info.compact}
         entries, position = {}, 0
         for tensor in tensors:
-            end = position + tensor.nbytes
-            entries[tensor.name] = Entry(tensor.dtype, shapes[tensor.name], position, end)
-            position = end
+            entries[tensor.name] = Span(tensor.dtype, shapes[tensor.name], tensor.nbytes, position)
+            position += tensor.nbytes
         write_all(out, sign(write_header(entries, _shard_metadata(self._shard) | self._metadata)))
         spools = {t.name: array.spool for array in self._shard for t in array.tensors.values()}
         for tensor in tensors:

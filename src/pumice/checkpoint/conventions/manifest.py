@@ -1,4 +1,4 @@
-"""The manifest: which tensors of a shard make up which compact array, and the SHA-256 of each tensor.
+"""Our own convention, the manifest: which tensors of a file make up which compact array, and the SHA-256 of each.
 
 It is JSON under ``pumice.manifest`` in the header's ``__metadata__``:
 
@@ -16,13 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from pumice import layouts
 from pumice.checkpoint.base import Json, TensorInfo
-from pumice.checkpoint.header import Header, is_whole, parse_json
+from pumice.checkpoint.container import Container, Shard
+from pumice.checkpoint.conventions.base import Convention, Found, register
+from pumice.checkpoint.json_text import is_whole, parse_json
 from pumice.errors import FormatError
+from pumice.layouts import CompactArray
 from pumice.scheme import Scheme
 
 VERSION = "1.0"
@@ -94,25 +99,64 @@ def sign(header: bytes) -> bytes:
     return header.replace(blank, blank.replace(BLANK_DIGEST.encode(), digest.encode()), 1)
 
 
-def header_digest_holds(header: Header) -> bool:
-    """Whether the header's text is what its own digest says."""
-    digest = header.metadata.get("pumice.sha256", "")
-    blank = header.text.replace(f'"pumice.sha256":"{digest}"'.encode(), f'"pumice.sha256":"{BLANK_DIGEST}"'.encode(), 1)
+def header_digest_holds(metadata: Mapping[str, str], text: bytes) -> bool:
+    """Whether the text of a header is what its own digest says."""
+    digest = metadata.get("pumice.sha256", "")
+    blank = text.replace(f'"pumice.sha256":"{digest}"'.encode(), f'"pumice.sha256":"{BLANK_DIGEST}"'.encode(), 1)
     return hashlib.sha256(blank).hexdigest() == digest
 
 
-def read_manifest(header: Header, path: str) -> Manifest:
-    """The manifest of a header, checked against its tensors.
+@register
+class ManifestConvention(Convention):
+    """The arrays that a manifest lists."""
+
+    name = "pumice"
+
+    def find(self, container: Container, free: Collection[str]) -> Iterator[Found]:
+        for shard in container.shards:
+            for name, record in read_manifest(shard).arrays.items():
+                entries = {part: shard.entries[tensor] for part, tensor in record.parts.items()}
+                info = TensorInfo(
+                    shape=record.shape if record.in_axis == 1 else record.shape[::-1],
+                    dtype=record.scheme,
+                    nbytes=sum(entry.nbytes for entry in entries.values()),
+                    parts={part: entry.dtype for part, entry in entries.items()},
+                    in_axis=record.in_axis,
+                    notes=record.notes,
+                )
+                yield Found(name, info, tuple(record.parts.values()), partial(_read, container, record))
+
+    def notes(self, container: Container) -> Mapping[str, Mapping[str, Json]]:
+        return {name: notes for shard in container.shards for name, notes in read_manifest(shard).notes.items()}
+
+
+def _read(container: Container, record: ArrayRecord) -> CompactArray:
+    parts = {part: container.read(tensor) for part, tensor in record.parts.items()}
+    try:
+        array = layouts.from_parts(record.scheme, record.shape, parts)
+    except FormatError:
+        raise
+    except ValueError as error:
+        raise FormatError(None, None, "a valid scheme and parts", str(error)) from error
+    for part, tensor in record.parts.items():
+        stored = container.entry(tensor).dtype
+        if array.part_dtype(part) != stored:
+            raise FormatError(None, None, f"part {part!r} as {array.part_dtype(part)}", stored)
+    return array if record.in_axis == 1 else array.T
+
+
+def read_manifest(shard: Shard) -> Manifest:
+    """The manifest of a file, checked against its tensors.
 
     Raises
     ------
     FormatError
         A newer version, malformed JSON, or parts that name missing or shared tensors.
     """
-    text = header.metadata.get("pumice.manifest")
+    path, text = shard.name, shard.metadata.get("pumice.manifest")
     if text is None:
         return Manifest()
-    version = header.metadata.get("pumice.version", "")
+    version = shard.metadata.get("pumice.version", "")
     if version.split(".")[0] != VERSION.split(".")[0]:
         rule = f"pumice.version {VERSION.split('.')[0]}.x"
         raise FormatError(path, None, rule, repr(version), "written by a newer pumice?")
@@ -124,13 +168,13 @@ def read_manifest(header: Header, path: str) -> Manifest:
         arrays[name] = _array(name, record, path)
         digests.update(_digests(name, record.get("sha256"), path))
         for tensor in arrays[name].parts.values():
-            if tensor not in header.entries:
+            if tensor not in shard.entries:
                 raise FormatError(path, name, "parts that are in the file", f"no {tensor!r}", None)
             if owner.setdefault(tensor, name) != name:
                 got = f"{tensor!r}, of {owner[tensor]!r} too"
                 raise FormatError(path, name, "tensors of its own as parts", got, None)
     for name in arrays:
-        if name in header.entries and owner.get(name) != name:
+        if name in shard.entries and owner.get(name) != name:
             raise FormatError(path, name, "one array of this name", "two", None)
     notes = {}
     for name, record in _objects(table.get("tensors"), path):

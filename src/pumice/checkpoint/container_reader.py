@@ -1,0 +1,98 @@
+"""The Reader over any container: what a convention claims is one array, every other tensor is one itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.checkpoint.base import Json, Reader, TensorInfo
+from pumice.checkpoint.container import Container
+from pumice.checkpoint.conventions import CONVENTIONS, Found
+from pumice.checkpoint.dtypes import widen
+from pumice.checkpoint.source import Buffer
+from pumice.errors import FormatError
+from pumice.layouts import CompactArray
+
+
+class ContainerReader(Reader):
+    """Reads the arrays of a container.
+
+    Every convention is asked once, on opening. What it finds becomes one array, and the tensors that this consists of
+    are not listed. A subclass names its `container_type`.
+    """
+
+    container_type: ClassVar[type[Container]]
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return cls.container_type.matches(path)
+
+    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
+        self.container = self.container_type(path, io=io)
+        self._found: dict[str, Found] = {}
+        self._notes: dict[str, Mapping[str, Json]] = {}
+        free = dict.fromkeys(self.container.entries)
+        for convention in CONVENTIONS:
+            claimed: set[str] = set()
+            for found in convention.find(self.container, free.keys()):
+                twice = found.name in self._found or (found.name in free and found.name not in found.tensors)
+                if twice or claimed & set(found.tensors):
+                    where = self.container.where(found.tensors[0])
+                    raise FormatError(where, found.name, "one array of this name and tensors", "two", None)
+                self._found[found.name] = found
+                claimed.update(found.tensors)
+            for name in claimed:
+                del free[name]
+            self._notes.update(convention.notes(self.container))
+        self._names = tuple(sorted({**free, **self._found}))
+        self._last: tuple[str, Any] = "", None  # of the arrays that were found, the one whose rows were read last
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.container.metadata
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.container.files
+
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def info(self, name: str) -> TensorInfo:
+        if name in self._found:
+            return self._found[name].info
+        entry = self.container.entry(name)
+        return TensorInfo(entry.shape, entry.dtype, entry.nbytes, notes=self._notes.get(name, {}))
+
+    def array(self, name: str) -> Any:
+        if name not in self._found:
+            return widen(self.container.read(name), self.container.entry(name).dtype)
+        found = self._found[name]
+        try:
+            return found.read()
+        except FormatError as error:
+            if error.path is not None:
+                raise
+            where = self.container.where(found.tensors[0])
+            raise FormatError(where, name, error.rule, error.got, error.hint) from error
+
+    def raw(self, name: str) -> memoryview:
+        return self.container.raw(name)
+
+    def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        if name not in self._found:
+            values = widen(self.container.read(name, start, stop), self.container.entry(name).dtype)
+            return values.astype(np.float32) if values.dtype == np.float16 else values
+        if self._last[0] != name:
+            self._last = "", None  # first let go of the one before
+            self._last = name, self.array(name)
+        rows = self._last[1][start:stop]
+        return rows.to_dense() if isinstance(rows, CompactArray) else rows
+
+    def close(self) -> None:
+        self._last = "", None
+        self.container.close()

@@ -1,0 +1,8 @@
+"""Conventions: how tensors make up a weight. One file each; they are asked in the order of the imports below."""
+
+from __future__ import annotations
+
+from pumice.checkpoint.conventions import manifest as _manifest  # noqa: F401 - first: it knows its own tensors by name
+from pumice.checkpoint.conventions.base import CONVENTIONS, Convention, Found, modules, register
+
+__all__ = ["CONVENTIONS", "Convention", "Found", "modules", "register"]
