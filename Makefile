@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-scalar  run the tests on the scalar kernels"
 	@echo "make test-baseline  the scalar kernels on an emulated processor without AVX (needs qemu-user)"
 	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
+	@echo "make test-torch     the tests of pumice.torch (.venv-torch: torch and transformers, a few minutes to install)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
@@ -81,6 +82,20 @@ test-arm: $(VENV)/with-test $(VENV)/with-build
 	@qemu-aarch64 -cpu cortex-a53 build/arm/kernel_test scalar  # no dot products
 	@qemu-aarch64 -cpu max build/arm/pool_test --no-fork
 	@PUMICE_CROSS=$(ARM)- $(BIN)/python -m pytest -q tests/test_symbols.py
+
+# torch first, and this version: see `bench` in pyproject.toml.
+TORCH := .venv-torch
+$(TORCH)/torch: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/made
+	@echo "== installing torch and transformers (minutes)"
+	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check transformers
+	@touch $@
+
+test-torch: $(TORCH)/torch
+	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/with-test
+	@echo "== running the tests of pumice.torch"
+	@$(TORCH)/bin/python -m pytest -q tests/torch
 
 lint: $(VENV)/with-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

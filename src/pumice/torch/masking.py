@@ -121,6 +121,13 @@ def prune_(
     ------
     ValueError
         A pattern that finds no weight, or a sparsity out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    >>> prune_(model, 0.75, pattern="bsr-4x1")
+    <Masks of 1 weights, density 0.25>
     """
     how = {"method": method, "pattern": pattern, "scope": scope}
     masks = Masks(matching(model, match), how)

@@ -127,6 +127,13 @@ class CompactEmbedding(CompactModule):
         Kept for code that reads it; a fixed table learns nothing there or elsewhere.
     dtype : torch.dtype
         Of the output.
+
+    Examples
+    --------
+    >>> import torch, pumice as pm
+    >>> table = CompactEmbedding(pm.compress(torch.eye(32).numpy(), "int8"))
+    >>> table(torch.tensor([[0, 31]])).shape
+    torch.Size([1, 2, 32])
     """
 
     def __init__(
@@ -153,6 +160,14 @@ class CompactConv(CompactModule):
     like : torch.nn.Conv1d or torch.nn.Conv2d
         The layer it stands for: bias, stride, padding and dilation are its.
     activations : {"int16", "int8", "float32"}
+
+    Examples
+    --------
+    >>> import torch, pumice as pm
+    >>> conv = torch.nn.Conv2d(4, 8, 3, padding=1)
+    >>> layer = CompactConv(pm.compress(conv.weight.detach().reshape(8, 36).numpy(), "int8"), conv)
+    >>> layer(torch.ones(1, 4, 5, 5)).shape
+    torch.Size([1, 8, 5, 5])
     """
 
     def __init__(self, array: CompactArray, like: nn.Conv1d | nn.Conv2d, *, activations: str = "int16") -> None:
