@@ -1,4 +1,4 @@
-"""Models of the transformers library, made from a config: compact in place, they compute what the decoded weights do."""
+"""Models of the transformers library, made from a config: compact in place, they compute what decoded weights do."""
 
 from __future__ import annotations
 
