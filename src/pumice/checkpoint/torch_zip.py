@@ -1,0 +1,215 @@
+"""Reading what `torch.save` writes: a ZIP archive of a pickle and one stored file a storage. Nothing in it is run.
+
+    | <root>/data.pkl: which tensor lies where | <root>/data/0, data/1, ...: storages, 64-byte aligned | version ... |
+
+Format: torch/serialization.py of PyTorch 2.13 (since 1.6). Tensors are views of their storages, in the mapped file:
+transposed, sliced and shared ones too. Dicts and lists in dicts become dotted names. A training checkpoint is opened
+at its weights, the first of `WEIGHTS_KEYS` that it has; what lies beside them is named in `metadata`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.checkpoint import archive, shards
+from pumice.checkpoint.archive import Archive
+from pumice.checkpoint.base import refuse_non_weights, register
+from pumice.checkpoint.container import Container, Entry, Shard
+from pumice.checkpoint.container_reader import ContainerReader
+from pumice.checkpoint.source import Buffer, Source
+from pumice.checkpoint.strided import Strided, check_extent
+from pumice.checkpoint.torch_pickle import PICKLE_CAP, Tensor, read_torch_pickle
+from pumice.errors import FormatError
+
+SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model")
+HEAD = 512  # bytes that tell the format; a tar archive says so at 257
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that pickles of PyTorch before 1.6 begin with
+AGAIN = "load it with torch and save it again, as safetensors or by torch.save"
+LEVELS_CAP, VALUES_CAP, NAME_CAP = 32, 1 << 18, 1024  # of the containers, and characters of a name
+
+
+class TorchShard(Shard):
+    """One file: its archive, and where each tensor lies."""
+
+    def __init__(self, origin: Path | Buffer, *, io: str = "mmap") -> None:
+        self.source = Source(origin, io=io)
+        head = bytes(self.source.view(0, min(HEAD, self.source.size)))
+        refuse_non_weights(head, self.source.name)
+        _refuse_others(head, self.source.name)
+        self.archive = Archive(self.source)
+        root = self._root()
+        saved = self._saved(root)
+        key, rest = _weights_key(saved)
+        metadata = {} if key is None else {"weights key": key, "left out": ", ".join(map(str, rest))}
+        stem = origin.stem if isinstance(origin, Path) else "tensor"
+        self.places: dict[str, tuple[Strided, str]] = {}
+        sizes: dict[str, int] = {}
+        for name, tensor in _flat(saved if key is None else saved[key], stem, self.source.name):
+            self.places[name] = tensor.place, self._storage(name, tensor, root, sizes)
+        entries = {name: Entry(p.dtype, p.shape, p.nbytes) for name, (p, _) in self.places.items()}
+        super().__init__(self.source.name, origin if isinstance(origin, Path) else None, entries, metadata)
+
+    def _root(self) -> str:
+        """The folder within the archive: torch names it after the file."""
+        members = self.archive.members
+        roots = [name.removesuffix("data.pkl") for name in members if name.split("/")[-1] == "data.pkl"]
+        if any(name.split("/")[-1] == "constants.pkl" for name in members):
+            self._fail(None, "a state dict", "a TorchScript program", "save its state_dict() instead")
+        if len(roots) != 1:
+            got = ", ".join(map(ascii, list(members)[:5])) or "nothing"
+            self._fail(None, "an archive of PyTorch (data.pkl) or NumPy (.npy)", f"one of {got}"[:200])
+        order = f"{roots[0]}byteorder"
+        if order in members and self.archive.head(order, 8) != b"little":
+            self._fail(None, "little-endian storages", repr(self.archive.head(order, 8)), AGAIN)
+        return roots[0]
+
+    def _saved(self, root: str) -> Any:
+        size = self.archive.members[f"{root}data.pkl"].size
+        if size > PICKLE_CAP:
+            self._fail(None, f"a pickle of at most {PICKLE_CAP} bytes", f"{size} bytes")
+        return read_torch_pickle(self.archive.view(f"{root}data.pkl"), self.source.name)
+
+    def _storage(self, name: str, tensor: Tensor, root: str, sizes: dict[str, int]) -> str:
+        """The member that holds the tensor, which is checked to lie within."""
+        storage, place = tensor.storage, tensor.place
+        key = f"{root}data/{storage.key}"
+        if key not in self.archive.members:
+            self._fail(name, f"the storage {storage.key[:80]!a}", "no such file in the archive", "a truncated copy?")
+        nbytes = self.archive.members[key].size
+        unit = 1 if storage.kind.dtype is None else Strided(storage.kind.dtype, (), ()).itemsize
+        if storage.count * unit != nbytes or sizes.setdefault(key, unit) != unit:
+            got = f"{storage.count} items of {unit} bytes each"
+            self._fail(name, f"a storage of {nbytes} bytes, as the file has it", got)
+        check_extent(place, nbytes, self.source.name, name)
+        return key
+
+    def _fail(self, tensor: str | None, rule: str, got: str, hint: str | None = None) -> NoReturn:
+        raise FormatError(self.source.name, tensor, rule, got, hint)
+
+
+class TorchContainer(Container):
+    """A file; a folder that holds ``pytorch_model.bin``, shards and their index, or one such file; or bytes."""
+
+    format = "PyTorch"
+    shards: tuple[TorchShard, ...]
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        if path.is_dir():
+            return bool(list(path.glob("*.bin.index.json")) or _weights_files(path))
+        return path.is_file() and _is_torch(path)
+
+    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
+        if isinstance(path, Path) and path.is_dir():
+            self.shards = shards.open_folder(path, _weights_files(path), (SINGLE, INDEX), lambda p: TorchShard(p, io=io))
+        else:
+            self.shards = (TorchShard(path, io=io),)
+        self._held = {name: shard for shard in self.shards for name in shard.entries}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        self.entry(name)
+        shard = self._held[name]
+        place, member = shard.places[name]
+        try:
+            return place.read(shard.archive.view(member), start, stop)
+        except FormatError as error:
+            raise FormatError(shard.name, name, error.rule, error.got, error.hint) from error
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
+        return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
+
+    def close(self) -> None:
+        for shard in self.shards:
+            shard.archive.close()
+
+
+@register
+class TorchReader(ContainerReader):
+    """Reads PyTorch's .pt, .pth and .bin files without torch; opening one reads its pickle and its directory only.
+
+    Parameters
+    ----------
+    path
+        A file; a folder with ``pytorch_model.bin``, or shards and their index; or bytes.
+    io
+        "mmap" or "read".
+
+    Raises
+    ------
+    FormatError
+        A reference to code; files of PyTorch before 1.6, TorchScript programs and other pickles, by name; storages
+        and strides that do not fit the file.
+    """
+
+    format = "PyTorch"
+    container_type = TorchContainer
+    container: TorchContainer
+
+
+def _is_torch(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if head.startswith(archive.MAGIC):
+        return not archive.first_name(head).endswith(b".npy")
+    return _is_pickle(head) or head[257:262] == b"ustar"
+
+
+def _is_pickle(head: bytes) -> bool:
+    return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _refuse_others(head: bytes, path: str) -> None:
+    """Older formats of PyTorch, and pickles of anything else."""
+    rule = "an archive as torch.save writes it since PyTorch 1.6"
+    if head.startswith(LEGACY):
+        raise FormatError(path, None, rule, "a legacy file, a bare pickle", AGAIN)
+    if _is_pickle(head):
+        raise FormatError(path, None, rule, "a pickle, which could run code: refused", AGAIN)
+    if head[257:262] == b"ustar":
+        raise FormatError(path, None, rule, "a tar archive (PyTorch before 0.1.11?)", AGAIN)
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    return sorted(
+        path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}") if path.is_file() and _is_torch(path)
+    )
+
+
+def _weights_key(saved: Any) -> tuple[str | None, list[Any]]:
+    """The key of a training checkpoint under which its weights are, and the other keys; None if it is no such."""
+    if isinstance(saved, dict) and not any(isinstance(value, Tensor) for value in saved.values()):
+        for key in WEIGHTS_KEYS:
+            if isinstance(saved.get(key), dict) and saved[key]:
+                return key, [other for other in saved if other != key]
+    return None, []
+
+
+def _flat(saved: Any, stem: str, path: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by their dotted names, each once. A container of few bytes may unfold to any number of them: counted."""
+    seen: set[str] = set()
+    left = VALUES_CAP
+
+    def walk(value: Any, name: str, level: int) -> Iterator[tuple[str, Tensor]]:
+        nonlocal left
+        left -= 1
+        if left < 0 or level > LEVELS_CAP or len(name) > NAME_CAP:
+            rule = f"at most {VALUES_CAP} values in {LEVELS_CAP} levels, names of {NAME_CAP} characters"
+            raise FormatError(path, None, rule, "more", "a pickle that unfolds?")
+        if isinstance(value, Tensor):
+            if (name or stem) in seen:
+                raise FormatError(path, name, "one tensor of this name", "two", None)
+            seen.add(name or stem)
+            yield name or stem, value
+        elif isinstance(value, dict | list | tuple):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in pairs:
+                yield from walk(item, f"{name}.{key}" if name else str(key), level + 1)
+
+    yield from walk(saved, "", 0)
