@@ -108,7 +108,9 @@ class TorchContainer(Container):
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         if isinstance(path, Path) and path.is_dir():
-            self.shards = shards.open_folder(path, _weights_files(path), (SINGLE, INDEX), lambda p: TorchShard(p, io=io))
+            self.shards = shards.open_folder(
+                path, _weights_files(path), (SINGLE, INDEX), lambda p: TorchShard(p, io=io)
+            )
         else:
             self.shards = (TorchShard(path, io=io),)
         self._held = {name: shard for shard in self.shards for name in shard.entries}
