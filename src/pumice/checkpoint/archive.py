@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NoReturn
 
 from pumice.checkpoint.source import Source
 from pumice.errors import FormatError
@@ -83,14 +82,14 @@ class Archive:
         begin, records = self._records()
         for member in records:
             if member.name in self.members:
-                self._fail(member.name, "every member once", "a second one of this name")
+                raise self._error(member.name, "every member once", "a second one of this name")
             self._check(member)
             self.members[member.name] = member
         ordered = sorted(self.members.values(), key=lambda member: member.header)
         ends = [member.header for member in ordered[1:]] + [begin]
         for member, limit in zip(ordered, ends, strict=True):
             if member.header + LOCAL.size + member.packed > limit:
-                self._fail(member.name, f"{member.packed} bytes before the next member", "an overlap")
+                raise self._error(member.name, f"{member.packed} bytes before the next member", "an overlap")
             self.members[member.name] = Member(**{**vars(member), "limit": limit})
         assert all(a.header < b.header for a, b in pairwise(ordered))
 
@@ -112,7 +111,7 @@ class Archive:
         try:
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
         except zlib.error as error:
-            self._fail(name, "deflated data", str(error))
+            raise self._error(name, "deflated data", str(error)) from error
 
     def close(self) -> None:
         """Let go of the file; views that were handed out stay valid."""
@@ -128,12 +127,12 @@ class Archive:
         try:
             data = stream.decompress(self.source.view(begin, begin + member.packed), member.size + 1)
         except zlib.error as error:
-            self._fail(member.name, "deflated data", str(error))
+            raise self._error(member.name, "deflated data", str(error)) from error
         if len(data) != member.size or not stream.eof:
             got = f"{'more' if len(data) > member.size else len(data)}"
-            self._fail(member.name, f"{member.size} bytes inflated, as the directory says", got)
+            raise self._error(member.name, f"{member.size} bytes inflated, as the directory says", got)
         if zlib.crc32(data) != member.crc:
-            self._fail(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}")
+            raise self._error(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}")
         self._inflated = member.name, memoryview(data)
         return self._inflated[1]
 
@@ -143,16 +142,16 @@ class Archive:
         magic, _, flags, method, *_, name_length, extra_length = LOCAL.unpack(header)
         begin = member.header + LOCAL.size + name_length + extra_length
         if magic != MAGIC or method != member.method or flags & ENCRYPTED:
-            self._fail(member.name, "the local header that the directory describes", repr(bytes(header[:10])))
+            raise self._error(member.name, "the local header that the directory describes", repr(bytes(header[:10])))
         if begin + member.packed > member.limit:
-            self._fail(member.name, f"{member.packed} bytes before the next member", "an overlap")
+            raise self._error(member.name, f"{member.packed} bytes before the next member", "an overlap")
         return begin
 
     def _records(self) -> tuple[int, Iterator[Member]]:
         """Where the directory begins, and its records."""
         count, length, begin = self._end()
         if count > length // RECORD.size:
-            self._fail(None, f"a directory of {count} members", f"{length} bytes")
+            raise self._error(None, f"a directory of {count} members", f"{length} bytes")
         return begin, self._members(self.source.view(begin, begin + length), count)
 
     def _end(self) -> tuple[int, int, int]:
@@ -162,46 +161,48 @@ class Archive:
         tail = bytes(self.source.view(tail_at, size))
         at = tail.rfind(END)
         if at < 0 or at + END_RECORD.size > len(tail):
-            self._fail(None, "the end record of a ZIP archive", "none", "a truncated copy?")
+            raise self._error(None, "the end record of a ZIP archive", "none", "a truncated copy?")
         _, disk, first, here, count, length, begin, comment = END_RECORD.unpack_from(tail, at)
         if tail_at + at + END_RECORD.size + comment != size:
-            self._fail(None, "nothing after the end of the archive", "bytes that belong to nothing")
+            raise self._error(None, "nothing after the end of the archive", "bytes that belong to nothing")
         locator = tail_at + at - END64_LOCATOR.size
         if locator >= 0 and bytes(self.source.view(locator, locator + 4)) == END64_AT:
             _, _, record, _ = END64_LOCATOR.unpack(self.source.view(locator, locator + END64_LOCATOR.size))
             found = self.source.view(min(record, size), min(record + END64_RECORD.size, size))
             if len(found) < END64_RECORD.size or found[:4] != END64:
-                self._fail(None, "the Zip64 end record that its locator names", f"byte {record}")
+                raise self._error(None, "the Zip64 end record that its locator names", f"byte {record}")
             *_, disk, first, here, count, length, begin = END64_RECORD.unpack(found)
         if disk or first or here != count:
-            self._fail(None, "an archive on one disk", f"disk {disk}")
+            raise self._error(None, "an archive on one disk", f"disk {disk}")
         if begin + length > tail_at + at:
-            self._fail(None, f"a directory within {size} bytes", f"{length} bytes at {begin}", "a truncated copy?")
+            raise self._error(
+                None, f"a directory within {size} bytes", f"{length} bytes at {begin}", "a truncated copy?"
+            )
         return count, length, begin
 
     def _members(self, directory: memoryview, count: int) -> Iterator[Member]:
         at = 0
         for _ in range(count):
             if at + RECORD.size > len(directory):
-                self._fail(None, f"{count} members in the directory", "fewer")
+                raise self._error(None, f"{count} members in the directory", "fewer")
             fields = RECORD.unpack_from(directory, at)
             magic, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length, note_length = fields[:13]
             name_at = at + RECORD.size
             extra_at = name_at + name_length
             at = extra_at + extra_length + note_length
             if magic != b"PK\x01\x02" or at > len(directory):
-                self._fail(None, "a record of the directory", repr(magic))
+                raise self._error(None, "a record of the directory", repr(magic))
             try:
                 name = bytes(directory[name_at:extra_at]).decode("utf-8" if flags & UTF8 else "cp437")
-            except UnicodeDecodeError:
-                self._fail(None, "names in UTF-8", repr(bytes(directory[name_at:extra_at]))[:80])
+            except UnicodeDecodeError as error:
+                raise self._error(None, "names in UTF-8", repr(bytes(directory[name_at:extra_at]))[:80]) from error
             if flags & ENCRYPTED:
-                self._fail(name, "a member that is not encrypted", "an encrypted one")
+                raise self._error(name, "a member that is not encrypted", "an encrypted one")
             numbers = self._wide(name, bytes(directory[extra_at : extra_at + extra_length]), size, packed, fields[-1])
             yield Member(name, method, numbers[1], numbers[0], crc, numbers[2])
 
     def _wide(self, name: str, extra: bytes, *numbers: int) -> list[int]:
-        """Size, packed size and offset; those that 32 bits cannot hold stand in the Zip64 extra field, in this order."""
+        """Size, packed size and offset; those that need more than 32 bits stand in the Zip64 field, in this order."""
         if 0xFFFFFFFF not in numbers:
             return list(numbers)
         at = 0
@@ -214,17 +215,17 @@ class Archive:
                 if -1 not in found:
                     return found
             at += 4 + length
-        self._fail(name, "64-bit sizes in the Zip64 field", "none")
+        raise self._error(name, "64-bit sizes in the Zip64 field", "none")
 
     def _check(self, member: Member) -> None:
         name, size, packed = member.name, member.size, member.packed
         if member.method not in (STORED, DEFLATED):
-            self._fail(name, "a member that is stored or deflated", f"method {member.method}")
+            raise self._error(name, "a member that is stored or deflated", f"method {member.method}")
         if member.method == STORED and size != packed:
-            self._fail(name, f"{packed} bytes, as they are stored", f"a size of {size}")
+            raise self._error(name, f"{packed} bytes, as they are stored", f"a size of {size}")
         if size > max(MAX_RATIO * packed, SMALL):
             hint = "a bomb? if not, store it without compression"
-            self._fail(name, f"at most {MAX_RATIO} bytes out of one", f"{size} out of {packed}", hint)
+            raise self._error(name, f"at most {MAX_RATIO} bytes out of one", f"{size} out of {packed}", hint)
 
-    def _fail(self, member: str | None, rule: str, got: str, hint: str | None = None) -> NoReturn:
-        raise FormatError(self.source.name, None if member is None else ascii(member)[1:-1], rule, got, hint)
+    def _error(self, member: str | None, rule: str, got: str, hint: str | None = None) -> FormatError:
+        return FormatError(self.source.name, None if member is None else ascii(member)[1:-1], rule, got, hint)

@@ -1,6 +1,6 @@
-"""Reading .npy and .npz: NumPy's arrays, one a file or many in a ZIP archive. Object arrays are refused: they are pickles.
+"""Reading .npy and .npz: NumPy's arrays, one a file or many in a ZIP archive. No object arrays: those are pickles.
 
-    .npy    | \\x93NUMPY | version: 2 bytes | length: u16, or u32 from version 2 | a dict as Python writes it, padded | items |
+    | \\x93NUMPY | version: 2 bytes | length: u16, or u32 from version 2 | a dict as Python writes it, padded | items |
 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. What is stored is mapped, in .npz too.
 """
@@ -36,7 +36,7 @@ FIELD = (
     r"""|fortran_order['"]\s*:\s*(?P<order>True|False)|shape['"]\s*:\s*\((?P<shape>[\d\s,L]*)\))"""
 )
 FIELDS = re.compile(FIELD)
-HEADER = re.compile(rf"\{{\s*(?:{re.sub(r'\?P<[a-z]+>', '?:', FIELD)}\s*,?\s*){{3}}\}}\s*")
+HEADER = re.compile(r"\{\s*(?:" + re.sub(r"\?P<[a-z]+>", "?:", FIELD) + r"\s*,?\s*){3}\}\s*")
 LABELS = {"format", "_is_array"}  # of SciPy's archives: text and a mark, no tensors
 
 

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.checkpoint import archive, shards
+from pumice.checkpoint import archive
 from pumice.checkpoint.archive import Archive
 from pumice.checkpoint.base import refuse_non_weights, register
 from pumice.checkpoint.container import Container, Entry, Shard
 from pumice.checkpoint.container_reader import ContainerReader
+from pumice.checkpoint.shards import open_folder
 from pumice.checkpoint.source import Buffer, Source
 from pumice.checkpoint.strided import Strided, check_extent
 from pumice.checkpoint.torch_pickle import PICKLE_CAP, Tensor, read_torch_pickle
 from pumice.errors import FormatError
 
-SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SINGLE = "pytorch_model.bin"
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model")
 HEAD = 512  # bytes that tell the format; a tar archive says so at 257
@@ -61,19 +62,19 @@ class TorchShard(Shard):
         members = self.archive.members
         roots = [name.removesuffix("data.pkl") for name in members if name.split("/")[-1] == "data.pkl"]
         if any(name.split("/")[-1] == "constants.pkl" for name in members):
-            self._fail(None, "a state dict", "a TorchScript program", "save its state_dict() instead")
+            raise self._error(None, "a state dict", "a TorchScript program", "save its state_dict() instead")
         if len(roots) != 1:
             got = ", ".join(map(ascii, list(members)[:5])) or "nothing"
-            self._fail(None, "an archive of PyTorch (data.pkl) or NumPy (.npy)", f"one of {got}"[:200])
+            raise self._error(None, "an archive of PyTorch (data.pkl) or NumPy (.npy)", f"one of {got}"[:200])
         order = f"{roots[0]}byteorder"
         if order in members and self.archive.head(order, 8) != b"little":
-            self._fail(None, "little-endian storages", repr(self.archive.head(order, 8)), AGAIN)
+            raise self._error(None, "little-endian storages", repr(self.archive.head(order, 8)), AGAIN)
         return roots[0]
 
     def _saved(self, root: str) -> Any:
         size = self.archive.members[f"{root}data.pkl"].size
         if size > PICKLE_CAP:
-            self._fail(None, f"a pickle of at most {PICKLE_CAP} bytes", f"{size} bytes")
+            raise self._error(None, f"a pickle of at most {PICKLE_CAP} bytes", f"{size} bytes")
         return read_torch_pickle(self.archive.view(f"{root}data.pkl"), self.source.name)
 
     def _storage(self, name: str, tensor: Tensor, root: str, sizes: dict[str, int]) -> str:
@@ -81,17 +82,19 @@ class TorchShard(Shard):
         storage, place = tensor.storage, tensor.place
         key = f"{root}data/{storage.key}"
         if key not in self.archive.members:
-            self._fail(name, f"the storage {storage.key[:80]!a}", "no such file in the archive", "a truncated copy?")
+            raise self._error(
+                name, f"the storage {storage.key[:80]!a}", "no such file in the archive", "a truncated copy?"
+            )
         nbytes = self.archive.members[key].size
         unit = 1 if storage.kind.dtype is None else Strided(storage.kind.dtype, (), ()).itemsize
         if storage.count * unit != nbytes or sizes.setdefault(key, unit) != unit:
             got = f"{storage.count} items of {unit} bytes each"
-            self._fail(name, f"a storage of {nbytes} bytes, as the file has it", got)
+            raise self._error(name, f"a storage of {nbytes} bytes, as the file has it", got)
         check_extent(place, nbytes, self.source.name, name)
         return key
 
-    def _fail(self, tensor: str | None, rule: str, got: str, hint: str | None = None) -> NoReturn:
-        raise FormatError(self.source.name, tensor, rule, got, hint)
+    def _error(self, tensor: str | None, rule: str, got: str, hint: str | None = None) -> FormatError:
+        return FormatError(self.source.name, tensor, rule, got, hint)
 
 
 class TorchContainer(Container):
@@ -194,7 +197,7 @@ def _weights_key(saved: Any) -> tuple[str | None, list[Any]]:
 
 
 def _flat(saved: Any, stem: str, path: str) -> Iterator[tuple[str, Tensor]]:
-    """All tensors by their dotted names, each once. A container of few bytes may unfold to any number of them: counted."""
+    """All tensors by their dotted names. A container of few bytes may unfold to any number of them: counted."""
     seen: set[str] = set()
     left = VALUES_CAP
 

@@ -10,11 +10,6 @@ ORIGINAL, MASK = "_orig", "_mask"
 def masked_pairs(names: Collection[object]) -> dict[str, tuple[str, str]]:
     """Name -> (X_orig, X_mask) of what is there as such a pair, in the order of the names.
 
-    Raises
-    ------
-    ValueError
-        X itself is there too.
-
     Examples
     --------
     >>> masked_pairs(["fc.weight_orig", "fc.weight_mask", "fc.bias"])
@@ -26,9 +21,6 @@ def masked_pairs(names: Collection[object]) -> dict[str, tuple[str, str]]:
             continue
         name = original.removesuffix(ORIGINAL)
         mask = name + MASK
-        if mask not in names:
-            continue
-        if name in names:
-            raise ValueError(f"w: expected {name!r} or the pair {original!r} and {mask!r}, got both")
-        pairs[name] = original, mask
+        if mask in names:
+            pairs[name] = original, mask
     return pairs

@@ -92,6 +92,8 @@ def _masked(w: Mapping[Any, Any]) -> dict[Any, Any]:
     for key, value in w.items():
         if key in pairs:
             name, mask = pairs[key]
+            if name in w:
+                raise ValueError(f"w: expected {name!r} or the pair {key!r} and {mask!r}, got both")
             joined[name] = _product(key, value, mask, w[mask])
         elif key not in masks:
             joined[key] = value

@@ -1,4 +1,4 @@
-"""`torch.nn.utils.prune` keeps ``X_orig`` and ``X_mask`` in the place of ``X``, until `prune.remove`: X is their product."""
+"""`torch.nn.utils.prune` keeps ``X_orig`` and ``X_mask`` instead of ``X``, until `prune.remove`: X is their product."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TorchPrune(Convention):
 
 
 def _product(container: Container, original: str, mask: str) -> NDArray[Any]:
-    """In the stored dtype, BF16 as patterns. A mask of ones and zeros, so that no product is rounded: 0 * NaN is NaN."""
+    """In the stored dtype, BF16 as patterns. The mask is of ones and zeros, so nothing is rounded; 0 * NaN is NaN."""
     dtype = container.entry(original).dtype
     weights, kept = widen(container.read(original), dtype), widen(container.read(mask), container.entry(mask).dtype)
     if not np.isin(kept, (0, 1)).all():
