@@ -51,9 +51,8 @@ class TorchShard(Shard):
         metadata = {} if key is None else {"weights key": key, "left out": ", ".join(map(str, rest))}
         stem = origin.stem if isinstance(origin, Path) else "tensor"
         self.places: dict[str, tuple[Strided, str]] = {}
-        sizes: dict[str, int] = {}
         for name, tensor in _flat(saved if key is None else saved[key], stem, self.source.name):
-            self.places[name] = tensor.place, self._storage(name, tensor, root, sizes)
+            self.places[name] = tensor.place, self._storage(name, tensor, root)
         entries = {name: Entry(p.dtype, p.shape, p.nbytes) for name, (p, _) in self.places.items()}
         super().__init__(self.source.name, origin if isinstance(origin, Path) else None, entries, metadata)
 
@@ -77,7 +76,7 @@ class TorchShard(Shard):
             raise self._error(None, f"a pickle of at most {PICKLE_CAP} bytes", f"{size} bytes")
         return read_torch_pickle(self.archive.view(f"{root}data.pkl"), self.source.name)
 
-    def _storage(self, name: str, tensor: Tensor, root: str, sizes: dict[str, int]) -> str:
+    def _storage(self, name: str, tensor: Tensor, root: str) -> str:
         """The member that holds the tensor, which is checked to lie within."""
         storage, place = tensor.storage, tensor.place
         key = f"{root}data/{storage.key}"
@@ -87,7 +86,7 @@ class TorchShard(Shard):
             )
         nbytes = self.archive.members[key].size
         unit = 1 if storage.kind.dtype is None else Strided(storage.kind.dtype, (), ()).itemsize
-        if storage.count * unit != nbytes or sizes.setdefault(key, unit) != unit:
+        if storage.count * unit != nbytes:
             got = f"{storage.count} items of {unit} bytes each"
             raise self._error(name, f"a storage of {nbytes} bytes, as the file has it", got)
         check_extent(place, nbytes, self.source.name, name)
