@@ -140,7 +140,7 @@ class Archive:
         """Where the data starts: only the local header knows how long the fields before it are."""
         header = self.source.view(member.header, member.header + LOCAL.size)
         magic, _, flags, method, *_, name_length, extra_length = LOCAL.unpack(header)
-        begin = member.header + LOCAL.size + name_length + extra_length
+        begin: int = member.header + LOCAL.size + name_length + extra_length
         if magic != MAGIC or method != member.method or flags & ENCRYPTED:
             raise self._error(member.name, "the local header that the directory describes", repr(bytes(header[:10])))
         if begin + member.packed > member.limit:

@@ -11,8 +11,9 @@ import math
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,48 +31,37 @@ from pumice.checkpoint.strided import Strided, row_major
 from pumice.errors import FormatError
 
 MAGIC = b"\x93NUMPY"
-HEAD = 64 << 10  # bytes in which a header ends; NumPy's own limit is 10,000
-FIELD = (
-    r"""['"](?:descr['"]\s*:\s*(?P<descr>['"][^'"]{1,20}['"]|\[.*\])"""
-    r"""|fortran_order['"]\s*:\s*(?P<order>True|False)|shape['"]\s*:\s*\((?P<shape>[\d\s,L]*)\))"""
-)
-FIELDS = re.compile(FIELD)
-HEADER = re.compile(r"\{\s*(?:" + re.sub(r"\?P<[a-z]+>", "?:", FIELD) + r"\s*,?\s*){3}\}\s*")
-LABELS = {"format", "_is_array"}  # of SciPy's archives: text and a mark, no tensors
+HEAD = 1 << 14  # bytes in which a header ends; NumPy's own limit is 10,000
+DESCR = r"""['"]descr['"]\s*:\s*['"]([^'"]{1,20})['"]"""
+ORDER = r"""['"]fortran_order['"]\s*:\s*(True|False)"""
+SHAPE = r"""['"]shape['"]\s*:\s*\(([\d\s,L]*)\)"""
+HEADER = re.compile(rf"\{{\s*(?:(?:{DESCR}|{ORDER}|{SHAPE})\s*(?:,\s*)?){{3}}\}}\s*")
+STRUCTURED = re.compile(r"""['"]descr['"]\s*:\s*\[""")
 
 
+@dataclass(frozen=True)
 class NumpyShard(Shard):
-    """One file: its arrays by name, and where their bytes are."""
+    """One file: where the items of each array begin, in the file or in its member of the archive."""
 
-    def __init__(self, origin: Path | Buffer, *, io: str = "mmap") -> None:
-        self.source = Source(origin, io=io)
-        size, path = self.source.size, self.source.name
-        head = bytes(self.source.view(0, min(HEAD, size)))
-        refuse_non_weights(head, path)
-        self.archive = None if head.startswith(MAGIC) else Archive(self.source)
-        self.places: dict[str, tuple[Strided, int]] = {}
-        metadata: dict[str, str] = {}
-        if self.archive is None:
-            self.places[origin.stem if isinstance(origin, Path) else "array"] = read_npy_header(head, size, path, None)
+    source: Source
+    archive: Archive | None
+    places: Mapping[str, tuple[Strided, int]]
+
+    @classmethod
+    def open(cls, origin: Path | Buffer, *, io: str = "mmap") -> Self:
+        source = Source(origin, io=io)
+        head = bytes(source.view(0, min(HEAD, source.size)))
+        refuse_non_weights(head, source.name)
+        members, metadata = None, {}
+        if head.startswith(MAGIC):
+            stem = origin.stem if isinstance(origin, Path) else "array"
+            places = {stem: read_npy_header(head, source.size, source.name, None)}
         else:
-            metadata = self._members(self.archive)
-        entries = {name: Entry(place.dtype, place.shape, place.nbytes) for name, (place, _) in self.places.items()}
-        super().__init__(path, origin if isinstance(origin, Path) else None, entries, metadata)
-
-    def _members(self, members: Archive) -> Mapping[str, str]:
-        """Finds the arrays of an archive; returns SciPy's labels, if it has them."""
-        labels: dict[str, str] = {}
-        scipy = {"format.npy", "shape.npy"} <= members.members.keys()
-        for file, member in members.members.items():
-            name = file.removesuffix(".npy")
-            if name == file:
-                raise FormatError(self.source.name, ascii(file)[1:-1], "members that end in .npy", "another", None)
-            head = members.head(file, HEAD)
-            if scipy and name in LABELS:
-                labels[name] = _label(head, self.source.name, name) if name == "format" else ""
-            else:
-                self.places[name] = read_npy_header(head, member.size, self.source.name, name)
-        return {"format": f"scipy {labels['format']}"} if scipy else {}
+            members = Archive(source)
+            places, metadata = _members(members)
+        path = origin if isinstance(origin, Path) else None
+        entries = {name: Entry(place.dtype, place.shape, place.nbytes) for name, (place, _) in places.items()}
+        return cls(source.name, path, entries, metadata, source, members, places)
 
     def view(self, name: str) -> memoryview:
         """The items of an array as the file has them."""
@@ -82,25 +72,21 @@ class NumpyShard(Shard):
 
 
 class NumpyContainer(Container):
-    """A .npy or .npz file; a folder whose only .npy or .npz file it is; or bytes."""
+    """A .npy or .npz file, or bytes."""
 
     format = "NumPy"
     shards: tuple[NumpyShard, ...]
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        if path.is_dir():
-            return bool(_weights_files(path))
-        return path.is_file() and _is_numpy(path)
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(512)
+        return head.startswith(MAGIC) or (head.startswith(archive.MAGIC) and archive.first_name(head).endswith(b".npy"))
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
-        if isinstance(path, Path) and path.is_dir():
-            files = _weights_files(path)
-            if len(files) != 1:
-                got = ", ".join(file.name for file in files[:8])
-                raise FormatError(str(path), None, "one weights file", got, "give the path of one file")
-            path = files[0]
-        self.shards = (NumpyShard(path, io=io),)
+        self.shards = (NumpyShard.open(path, io=io),)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         self.entry(name)
@@ -125,7 +111,7 @@ class NumpyReader(ContainerReader):
     Parameters
     ----------
     path
-        A file, a folder whose only .npy or .npz it is, or bytes.
+        A file, or bytes.
     io
         "mmap" or "read".
 
@@ -139,6 +125,23 @@ class NumpyReader(ContainerReader):
     format = "NumPy"
     container_type = NumpyContainer
     container: NumpyContainer
+
+
+def _members(members: Archive) -> tuple[dict[str, tuple[Strided, int]], dict[str, str]]:
+    """The arrays of an archive, and the label of one of SciPy's."""
+    path = members.source.name
+    places: dict[str, tuple[Strided, int]] = {}
+    metadata: dict[str, str] = {}
+    scipy = {"format.npy", "shape.npy"} <= members.members.keys()
+    for file, member in members.members.items():
+        name = file.removesuffix(".npy")
+        if name == file:
+            raise FormatError(path, ascii(file)[1:-1], "members that end in .npy", "another", None)
+        if scipy and name == "format":
+            metadata["format"] = f"scipy {_label(members.head(file, HEAD), path)}"
+        elif not scipy or name != "_is_array":  # SciPy's mark of sparse arrays, as opposed to matrices
+            places[name] = read_npy_header(members.head(file, HEAD), member.size, path, name)
+    return places, metadata
 
 
 def read_npy_header(head: bytes, size: int, path: str, name: str | None) -> tuple[Strided, int]:
@@ -168,20 +171,18 @@ def _fields(head: bytes, path: str, name: str | None) -> tuple[int, str, bool, t
         rule = f"a header of at most {len(head) - text_at} bytes"
         raise FormatError(path, name, rule, f"{begin - text_at}", "a truncated copy?")
     text = head[text_at:begin].decode("utf-8", "replace")
-    found = {kind: value for match in FIELDS.finditer(text) for kind, value in match.groupdict().items() if value}
-    shape = re.search(r"shape['\"]\s*:\s*\(\s*\)", text)
-    if not HEADER.fullmatch(text) or not {"descr", "order"} <= found.keys() or ("shape" not in found and not shape):
+    if STRUCTURED.search(text):
+        raise FormatError(path, name, "one number an item", "a structured dtype", None)
+    descr, order, shape = (re.search(field, text) for field in (DESCR, ORDER, SHAPE))
+    if not HEADER.fullmatch(text) or not (descr and order and shape):
         raise FormatError(path, name, "descr, fortran_order and shape", ascii(text.strip())[:120], None)
-    numbers = [number.strip().rstrip("L") for number in found.get("shape", "").split(",") if number.strip()]
+    numbers = [number.strip().rstrip("L") for number in shape[1].split(",") if number.strip()]
     if not all(number.isdecimal() and len(number) < 20 for number in numbers):
-        raise FormatError(path, name, "a shape of integers", ascii(found["shape"])[:80], None)
-    return begin, found["descr"], found["order"] == "True", tuple(map(int, numbers))
+        raise FormatError(path, name, "a shape of integers", ascii(shape[1])[:80], None)
+    return begin, descr[1], order[1] == "True", tuple(map(int, numbers))
 
 
 def _dtype(descr: str, path: str, name: str | None) -> np.dtype[Any]:
-    if descr.startswith("["):
-        raise FormatError(path, name, "one number an item", f"a structured dtype {descr[:80]}", None)
-    descr = descr[1:-1]
     if descr.lstrip("<>|=") == "O":
         hint = "refused: such arrays are pickles, which could run code"
         raise FormatError(path, name, "numbers", "an object array", hint)
@@ -196,20 +197,10 @@ def _dtype(descr: str, path: str, name: str | None) -> np.dtype[Any]:
     return dtype
 
 
-def _label(head: bytes, path: str, name: str) -> str:
-    """The text of a 0-d array of text."""
-    begin, descr, _, shape = _fields(head, path, name)
-    if shape or not re.fullmatch(r"'(\|S3|<U3)'", descr):
-        raise FormatError(path, name, "three letters", f"dtype {descr} of shape {shape}"[:80], None)
+def _label(head: bytes, path: str) -> str:
+    """The text of SciPy's `format`, a 0-d array of three letters."""
+    begin, descr, _, shape = _fields(head, path, "format")
+    if shape or not re.fullmatch(r"\|S3|<U3", descr):
+        raise FormatError(path, "format", "three letters", f"dtype {descr} of shape {shape}"[:80], None)
     text = head[begin:].decode("utf-32-le" if "U" in descr else "latin-1", "replace")
     return ascii(text)[1:-1][:20]
-
-
-def _is_numpy(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(512)
-    return head.startswith(MAGIC) or (head.startswith(archive.MAGIC) and archive.first_name(head).endswith(b".npy"))
-
-
-def _weights_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.np[yz]") if path.is_file() and _is_numpy(path))

@@ -1,4 +1,4 @@
-"""Folders of weights: their one file, or the shards that an index names. Hugging Face's rules, the same for all formats."""
+"""Folders of weights: their one file, or the shards that an index names. Hugging Face's rules, for all formats."""
 
 from __future__ import annotations
 

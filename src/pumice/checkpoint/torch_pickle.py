@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pumice.checkpoint.header import DIMENSIONS_CAP, is_whole
+from pumice.checkpoint.header import DIMENSIONS_CAP
+from pumice.checkpoint.json_text import is_whole
 from pumice.checkpoint.strided import Strided
 from pumice.errors import FormatError
 
@@ -240,8 +241,8 @@ class _Machine:
     def push_text(self, form: str) -> None:
         try:
             self.push(self._take(self._number(form)).decode())
-        except UnicodeDecodeError:
-            raise self.error("text in UTF-8", f"other bytes before {self._at}")
+        except UnicodeDecodeError as error:
+            raise self.error("text in UTF-8", f"other bytes before {self._at}") from error
 
     def push_bytes(self, form: str) -> None:
         self.push(self._take(self._number(form)))

@@ -9,9 +9,10 @@ at its weights, the first of `WEIGHTS_KEYS` that it has; what lies beside them i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,64 +37,34 @@ AGAIN = "load it with torch and save it again, as safetensors or by torch.save"
 LEVELS_CAP, VALUES_CAP, NAME_CAP = 32, 1 << 18, 1024  # of the containers, and characters of a name
 
 
+@dataclass(frozen=True)
 class TorchShard(Shard):
-    """One file: its archive, and where each tensor lies."""
+    """One file: its archive, and of each tensor where it lies in which member."""
 
-    def __init__(self, origin: Path | Buffer, *, io: str = "mmap") -> None:
-        self.source = Source(origin, io=io)
-        head = bytes(self.source.view(0, min(HEAD, self.source.size)))
-        refuse_non_weights(head, self.source.name)
-        _refuse_others(head, self.source.name)
-        self.archive = Archive(self.source)
-        root = self._root()
-        saved = self._saved(root)
+    archive: Archive
+    places: Mapping[str, tuple[Strided, str]]
+
+    @classmethod
+    def open(cls, origin: Path | Buffer, *, io: str = "mmap") -> Self:
+        source = Source(origin, io=io)
+        head = bytes(source.view(0, min(HEAD, source.size)))
+        refuse_non_weights(head, source.name)
+        _refuse_others(head, source.name)
+        members = Archive(source)
+        root = _root(members)
+        saved = _saved(members, root)
         key, rest = _weights_key(saved)
-        metadata = {} if key is None else {"weights key": key, "left out": ", ".join(map(str, rest))}
         stem = origin.stem if isinstance(origin, Path) else "tensor"
-        self.places: dict[str, tuple[Strided, str]] = {}
-        for name, tensor in _flat(saved if key is None else saved[key], stem, self.source.name):
-            self.places[name] = tensor.place, self._storage(name, tensor, root)
-        entries = {name: Entry(p.dtype, p.shape, p.nbytes) for name, (p, _) in self.places.items()}
-        super().__init__(self.source.name, origin if isinstance(origin, Path) else None, entries, metadata)
-
-    def _root(self) -> str:
-        """The folder within the archive: torch names it after the file."""
-        members = self.archive.members
-        roots = [name.removesuffix("data.pkl") for name in members if name.split("/")[-1] == "data.pkl"]
-        if any(name.split("/")[-1] == "constants.pkl" for name in members):
-            raise self._error(None, "a state dict", "a TorchScript program", "save its state_dict() instead")
-        if len(roots) != 1:
-            got = ", ".join(map(ascii, list(members)[:5])) or "nothing"
-            raise self._error(None, "an archive of PyTorch (data.pkl) or NumPy (.npy)", f"one of {got}"[:200])
-        order = f"{roots[0]}byteorder"
-        if order in members and self.archive.head(order, 8) != b"little":
-            raise self._error(None, "little-endian storages", repr(self.archive.head(order, 8)), AGAIN)
-        return roots[0]
-
-    def _saved(self, root: str) -> Any:
-        size = self.archive.members[f"{root}data.pkl"].size
-        if size > PICKLE_CAP:
-            raise self._error(None, f"a pickle of at most {PICKLE_CAP} bytes", f"{size} bytes")
-        return read_torch_pickle(self.archive.view(f"{root}data.pkl"), self.source.name)
-
-    def _storage(self, name: str, tensor: Tensor, root: str) -> str:
-        """The member that holds the tensor, which is checked to lie within."""
-        storage, place = tensor.storage, tensor.place
-        key = f"{root}data/{storage.key}"
-        if key not in self.archive.members:
-            raise self._error(
-                name, f"the storage {storage.key[:80]!a}", "no such file in the archive", "a truncated copy?"
-            )
-        nbytes = self.archive.members[key].size
-        unit = 1 if storage.kind.dtype is None else Strided(storage.kind.dtype, (), ()).itemsize
-        if storage.count * unit != nbytes:
-            got = f"{storage.count} items of {unit} bytes each"
-            raise self._error(name, f"a storage of {nbytes} bytes, as the file has it", got)
-        check_extent(place, nbytes, self.source.name, name)
-        return key
-
-    def _error(self, tensor: str | None, rule: str, got: str, hint: str | None = None) -> FormatError:
-        return FormatError(self.source.name, tensor, rule, got, hint)
+        tensors = _flat(saved if key is None else saved[key], stem, source.name)
+        places = {name: (tensor.place, _member(members, root, name, tensor)) for name, tensor in tensors}
+        return cls(
+            source.name,
+            origin if isinstance(origin, Path) else None,
+            {name: Entry(place.dtype, place.shape, place.nbytes) for name, (place, _) in places.items()},
+            {} if key is None else {"weights key": key, "left out": ", ".join(map(str, rest))},
+            members,
+            places,
+        )
 
 
 class TorchContainer(Container):
@@ -110,11 +81,9 @@ class TorchContainer(Container):
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         if isinstance(path, Path) and path.is_dir():
-            self.shards = shards.open_folder(
-                path, _weights_files(path), (SINGLE, INDEX), lambda p: TorchShard(p, io=io)
-            )
+            self.shards = open_folder(path, _weights_files(path), SINGLE, lambda file: TorchShard.open(file, io=io))
         else:
-            self.shards = (TorchShard(path, io=io),)
+            self.shards = (TorchShard.open(path, io=io),)
         self._held = {name: shard for shard in self.shards for name in shard.entries}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -178,6 +147,44 @@ def _refuse_others(head: bytes, path: str) -> None:
         raise FormatError(path, None, rule, "a pickle, which could run code: refused", AGAIN)
     if head[257:262] == b"ustar":
         raise FormatError(path, None, rule, "a tar archive (PyTorch before 0.1.11?)", AGAIN)
+
+
+def _root(members: Archive) -> str:
+    """The folder within the archive: torch names it after the file."""
+    names, path = members.members, members.source.name
+    roots = [name.removesuffix("data.pkl") for name in names if name.split("/")[-1] == "data.pkl"]
+    if any(name.split("/")[-1] == "constants.pkl" for name in names):
+        raise FormatError(path, None, "a state dict", "a TorchScript program", "save its state_dict() instead")
+    if len(roots) != 1:
+        got = ", ".join(map(ascii, list(names)[:5])) or "nothing"
+        raise FormatError(path, None, "an archive of PyTorch (data.pkl) or NumPy (.npy)", f"one of {got}"[:200], None)
+    order = f"{roots[0]}byteorder"
+    if order in names and members.head(order, 8) != b"little":
+        raise FormatError(path, None, "little-endian storages", repr(members.head(order, 8)), AGAIN)
+    return roots[0]
+
+
+def _saved(members: Archive, root: str) -> Any:
+    size = members.members[f"{root}data.pkl"].size
+    if size > PICKLE_CAP:
+        raise FormatError(members.source.name, None, f"a pickle of at most {PICKLE_CAP} bytes", f"{size} bytes", None)
+    return read_torch_pickle(members.view(f"{root}data.pkl"), members.source.name)
+
+
+def _member(members: Archive, root: str, name: str, tensor: Tensor) -> str:
+    """The member that is the tensor's storage; the tensor is checked to lie within."""
+    storage, path = tensor.storage, members.source.name
+    member = f"{root}data/{storage.key}"
+    if member not in members.members:
+        rule = f"the storage {storage.key[:80]!a}"
+        raise FormatError(path, name, rule, "no such file in the archive", "a truncated copy?")
+    nbytes = members.members[member].size
+    unit = 1 if storage.kind.dtype is None else Strided(storage.kind.dtype, (), ()).itemsize
+    if storage.count * unit != nbytes:
+        got = f"{storage.count} items of {unit} bytes each"
+        raise FormatError(path, name, f"a storage of {nbytes} bytes, as the file has it", got, None)
+    check_extent(tensor.place, nbytes, path, name)
+    return member
 
 
 def _weights_files(folder: Path) -> list[Path]:
