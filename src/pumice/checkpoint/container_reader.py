@@ -28,8 +28,12 @@ class ContainerReader(Reader):
     container_type: ClassVar[type[Container]]
 
     @classmethod
-    def matches(cls, path: Path) -> bool:
-        return cls.container_type.matches(path)
+    def knows(cls, head: bytes) -> bool:
+        return cls.container_type.knows(head)
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        return cls.container_type.holds(folder)
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         self.container = self.container_type(path, io=io)
@@ -102,7 +106,8 @@ class ContainerReader(Reader):
                 self._last = name, self.array(name)
             rows: CompactArray | NDArray[Any] = self._last[1]
             if isinstance(rows, CompactArray):
-                return rows[start:stop].to_dense()
+                decoded: NDArray[np.float32] = rows[start:stop].to_dense()
+                return decoded
             values = rows[start:stop] if rows.ndim else rows[None]
         return values.astype(np.float32) if values.dtype == np.float16 else values
 

@@ -52,7 +52,8 @@ class NumpyShard(Shard):
         source = Source(origin, io=io)
         head = bytes(source.view(0, min(HEAD, source.size)))
         refuse_non_weights(head, source.name)
-        members, metadata = None, {}
+        members: Archive | None = None
+        metadata: dict[str, str] = {}
         if head.startswith(MAGIC):
             stem = origin.stem if isinstance(origin, Path) else "array"
             places = {stem: read_npy_header(head, source.size, source.name, None)}
@@ -78,12 +79,9 @@ class NumpyContainer(Container):
     shards: tuple[NumpyShard, ...]
 
     @classmethod
-    def matches(cls, path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(512)
-        return head.startswith(MAGIC) or (head.startswith(archive.MAGIC) and archive.first_name(head).endswith(b".npy"))
+    def knows(cls, head: bytes) -> bool:
+        zipped = head.startswith(archive.MAGIC) and archive.first_name(head).endswith(b".npy")
+        return head.startswith(MAGIC) or zipped
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         self.shards = (NumpyShard.open(path, io=io),)
@@ -173,10 +171,10 @@ def _fields(head: bytes, path: str, name: str | None) -> tuple[int, str, bool, t
     text = head[text_at:begin].decode("utf-8", "replace")
     if STRUCTURED.search(text):
         raise FormatError(path, name, "one number an item", "a structured dtype", None)
-    descr, order, shape = (re.search(field, text) for field in (DESCR, ORDER, SHAPE))
+    descr, order, shape = re.search(DESCR, text), re.search(ORDER, text), re.search(SHAPE, text)
     if not HEADER.fullmatch(text) or not (descr and order and shape):
         raise FormatError(path, name, "descr, fortran_order and shape", ascii(text.strip())[:120], None)
-    numbers = [number.strip().rstrip("L") for number in shape[1].split(",") if number.strip()]
+    numbers = [number.strip().rstrip("L") for number in shape[1].split(",") if number.strip()]  # Python 2 wrote 3L
     if not all(number.isdecimal() and len(number) < 20 for number in numbers):
         raise FormatError(path, name, "a shape of integers", ascii(shape[1])[:80], None)
     return begin, descr[1], order[1] == "True", tuple(map(int, numbers))

@@ -44,15 +44,13 @@ class SafetensorsContainer(Container):
     shards: tuple[SafetensorsShard, ...]
 
     @classmethod
-    def matches(cls, path: Path) -> bool:
-        if path.is_dir():
-            return any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(9)
+    def knows(cls, head: bytes) -> bool:
         # Below 2^32, not below the cap: a header that claims too much deserves the reader's own message.
-        return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+        return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        return any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         if isinstance(path, Path) and path.is_dir():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pumice.checkpoint import archive
 from pumice.checkpoint.archive import Archive
-from pumice.checkpoint.base import refuse_non_weights, register
+from pumice.checkpoint.base import HEAD, read_head, refuse_non_weights, register
 from pumice.checkpoint.container import Container, Entry, Shard
 from pumice.checkpoint.container_reader import ContainerReader
 from pumice.checkpoint.shards import open_folder
@@ -31,7 +31,6 @@ from pumice.errors import FormatError
 SINGLE = "pytorch_model.bin"
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model")
-HEAD = 512  # bytes that tell the format; a tar archive says so at 257
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that pickles of PyTorch before 1.6 begin with
 AGAIN = "load it with torch and save it again, as safetensors or by torch.save"
 LEVELS_CAP, VALUES_CAP, NAME_CAP = 32, 1 << 18, 1024  # of the containers, and characters of a name
@@ -74,10 +73,14 @@ class TorchContainer(Container):
     shards: tuple[TorchShard, ...]
 
     @classmethod
-    def matches(cls, path: Path) -> bool:
-        if path.is_dir():
-            return bool(list(path.glob("*.bin.index.json")) or _weights_files(path))
-        return path.is_file() and _is_torch(path)
+    def knows(cls, head: bytes) -> bool:
+        if head.startswith(archive.MAGIC):
+            return not archive.first_name(head).endswith(b".npy")
+        return _is_pickle(head) or _is_tar(head)
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        return any(folder.glob("*.bin.index.json")) or bool(_weights_files(folder))
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         if isinstance(path, Path) and path.is_dir():
@@ -126,16 +129,12 @@ class TorchReader(ContainerReader):
     container: TorchContainer
 
 
-def _is_torch(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    if head.startswith(archive.MAGIC):
-        return not archive.first_name(head).endswith(b".npy")
-    return _is_pickle(head) or head[257:262] == b"ustar"
-
-
 def _is_pickle(head: bytes) -> bool:
     return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
 
 
 def _refuse_others(head: bytes, path: str) -> None:
@@ -145,7 +144,7 @@ def _refuse_others(head: bytes, path: str) -> None:
         raise FormatError(path, None, rule, "a legacy file, a bare pickle", AGAIN)
     if _is_pickle(head):
         raise FormatError(path, None, rule, "a pickle, which could run code: refused", AGAIN)
-    if head[257:262] == b"ustar":
+    if _is_tar(head):
         raise FormatError(path, None, rule, "a tar archive (PyTorch before 0.1.11?)", AGAIN)
 
 
@@ -188,9 +187,8 @@ def _member(members: Archive, root: str, name: str, tensor: Tensor) -> str:
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    return sorted(
-        path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}") if path.is_file() and _is_torch(path)
-    )
+    files = sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}") if path.is_file())
+    return [path for path in files if TorchContainer.knows(read_head(path))]
 
 
 def _weights_key(saved: Any) -> tuple[str | None, list[Any]]:
