@@ -182,8 +182,8 @@ def _fields(head: bytes, path: str, name: str | None) -> tuple[int, str, bool, t
 
 def _dtype(descr: str, path: str, name: str | None) -> np.dtype[Any]:
     if descr.lstrip("<>|=") == "O":
-        hint = "refused: such arrays are pickles, which could run code"
-        raise FormatError(path, name, "numbers", "an object array", hint)
+        why = "refused: such arrays are pickles, which could run code"
+        raise FormatError(path, name, "numbers", "an object array", why)
     if not re.fullmatch(r"[<>|=]?[biufc]\d{1,2}", descr):
         hint = "NumPy does not say which dtype a void is: save it as float32" if "V" in descr else None
         raise FormatError(path, name, "numbers", f"dtype {descr!a}", hint)
