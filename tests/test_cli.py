@@ -154,7 +154,7 @@ def test_interrupting_ends_with_130(model: Path, tmp_path: Path, monkeypatch: py
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pumice.cli.convert", interrupt)
+    monkeypatch.setattr("pumice.cli.convert.convert", interrupt)
     assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "int8"]) == 130
 
 

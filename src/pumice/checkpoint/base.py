@@ -12,12 +12,14 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from numpy.typing import NDArray
 
+from pumice.checkpoint.source import Buffer
 from pumice.errors import FormatError
 
 Block: TypeAlias = NDArray[Any] | bytes | bytearray | memoryview
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 LFS_HEAD = b"version https://git-lfs"
+HEAD = 512  # bytes of a file that tell its format; a tar archive says so at 257
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,24 @@ class Reader(ABC):
     format: ClassVar[str]
 
     @classmethod
-    @abstractmethod
     def matches(cls, path: Path) -> bool:
         """Whether the content at `path` (a file or a folder) is of this format. Reads a few bytes at most."""
+        if path.is_dir():
+            return cls.holds(path)
+        return path.is_file() and cls.knows(read_head(path))
+
+    @classmethod
+    def knows(cls, head: bytes) -> bool:
+        """Whether a file that begins so (`HEAD` bytes, or all of it) is of this format."""
+        return False
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        """Whether the folder has weights of this format."""
+        return False
 
     @abstractmethod
-    def __init__(self, path: Path, *, io: str = "mmap") -> None: ...
+    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None: ...
 
     @property
     @abstractmethod
@@ -210,11 +224,21 @@ def open_reader(path: str | os.PathLike[str], *, io: str = "mmap") -> Reader:
         raise FormatError(str(where), None, "a folder with weights", found, f"known formats: {_formats()}")
     if not where.is_file():
         raise FormatError(str(where), None, "a file or folder", "something else (device or pipe)", None)
-    with where.open("rb") as file:
-        head = file.read(len(LFS_HEAD))
+    head = read_head(where)
     refuse_non_weights(head, str(where))
     got = f"{where.stat().st_size} bytes that start {head[:16]!r}"
     raise FormatError(str(where), None, f"a known format ({_formats()})", got, "a truncated or damaged copy?")
+
+
+def reader_for(head: bytes) -> type[Reader] | None:
+    """The reader that knows a file by its first bytes, if there is one."""
+    return next((reader for reader in _READERS if reader.knows(head)), None)
+
+
+def read_head(path: Path) -> bytes:
+    """The first `HEAD` bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def refuse_non_weights(head: bytes, path: str) -> None:

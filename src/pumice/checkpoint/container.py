@@ -47,7 +47,7 @@ class Shard:
 class Container(ABC):
     """An open file, or several that belong together, of one format. Opening it reads headers only.
 
-    A subclass sets `shards` and gives `matches` and `raw`; the rest follows. No tensor is in two shards.
+    A subclass sets `shards` and gives `knows` and `raw`; the rest follows. No tensor is in two shards.
     """
 
     format: ClassVar[str]
@@ -55,8 +55,13 @@ class Container(ABC):
 
     @classmethod
     @abstractmethod
-    def matches(cls, path: Path) -> bool:
-        """Whether the content at `path` (a file or a folder) is of this format. Reads a few bytes at most."""
+    def knows(cls, head: bytes) -> bool:
+        """Whether a file that begins so is of this format; see `Reader.knows`."""
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        """Whether the folder has weights of this format."""
+        return False
 
     @abstractmethod
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None: ...

@@ -28,8 +28,12 @@ class ContainerReader(Reader):
     container_type: ClassVar[type[Container]]
 
     @classmethod
-    def matches(cls, path: Path) -> bool:
-        return cls.container_type.matches(path)
+    def knows(cls, head: bytes) -> bool:
+        return cls.container_type.knows(head)
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        return cls.container_type.holds(folder)
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         self.container = self.container_type(path, io=io)
@@ -69,8 +73,13 @@ class ContainerReader(Reader):
         return TensorInfo(entry.shape, entry.dtype, entry.nbytes, notes=self._notes.get(name, {}))
 
     def array(self, name: str) -> Any:
+        value = self._stored(name)
+        return value if isinstance(value, CompactArray) else widen(value, self.info(name).dtype)
+
+    def _stored(self, name: str) -> CompactArray | NDArray[Any]:
+        """The whole array; of plain ones what is stored, BF16 and F8 as patterns."""
         if name not in self._found:
-            return widen(self.container.read(name), self.container.entry(name).dtype)
+            return self.container.read(name)
         found = self._found[name]
         try:
             return found.read()
@@ -81,17 +90,26 @@ class ContainerReader(Reader):
             raise FormatError(where, name, error.rule, error.got, error.hint) from error
 
     def raw(self, name: str) -> memoryview:
-        return self.container.raw(name)
+        if name not in self._found or name in self.container.entries:
+            return self.container.raw(name)
+        value = self._stored(name)
+        if isinstance(value, CompactArray):
+            raise KeyError(f"name: expected a tensor, got {name!r}, which consists of several: see its parts")
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data.toreadonly()
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         if name not in self._found:
             values = widen(self.container.read(name, start, stop), self.container.entry(name).dtype)
-            return values.astype(np.float32) if values.dtype == np.float16 else values
-        if self._last[0] != name:
-            self._last = "", None  # first let go of the one before
-            self._last = name, self.array(name)
-        rows = self._last[1][start:stop]
-        return rows.to_dense() if isinstance(rows, CompactArray) else rows
+        else:
+            if self._last[0] != name:
+                self._last = "", None  # first let go of the one before
+                self._last = name, self.array(name)
+            rows: CompactArray | NDArray[Any] = self._last[1]
+            if isinstance(rows, CompactArray):
+                decoded: NDArray[np.float32] = rows[start:stop].to_dense()
+                return decoded
+            values = rows[start:stop] if rows.ndim else rows[None]
+        return values.astype(np.float32) if values.dtype == np.float16 else values
 
     def close(self) -> None:
         self._last = "", None

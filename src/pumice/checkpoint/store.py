@@ -10,7 +10,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pumice.checkpoint.base import Reader, TensorInfo, open_reader
+from pumice.checkpoint.base import HEAD, Reader, TensorInfo, open_reader, reader_for
 from pumice.checkpoint.dtypes import dtype_name
 from pumice.checkpoint.safetensors import SafetensorsReader
 from pumice.checkpoint.verification import VerifyReport, verify_reader
@@ -139,9 +139,10 @@ def load(
         source = source.read()
         if not isinstance(source, bytes):
             raise TypeError(f"source: expected a binary file, got one that reads {type(source).__name__}")
-    return Checkpoint(
-        SafetensorsReader(bytes(source) if isinstance(source, bytearray) else source), "<memory>", prepack
-    )
+    blob = bytes(source) if isinstance(source, bytearray) else source
+    # Of bytes that nobody knows, safetensors says best what is wrong.
+    reader = reader_for(bytes(memoryview(blob)[:HEAD])) or SafetensorsReader
+    return Checkpoint(reader(blob), "<memory>", prepack)
 
 
 class Checkpoint(Mapping[str, Any]):

@@ -12,9 +12,8 @@ from pumice.layouts import CompactArray
 from pumice.members import map_weights
 from pumice.ops import compress
 from pumice.pruning.base import prune
+from pumice.pruning.masks import masked_pairs
 from pumice.scheme import Scheme
-
-ORIGINAL, MASK = "_orig", "_mask"
 
 
 def sparsify(
@@ -88,18 +87,14 @@ def _turn(name: str, w: Any) -> Any:
 
 def _masked(w: Mapping[Any, Any]) -> dict[Any, Any]:
     """Pairs X_orig and X_mask as X = X_orig * X_mask, in the place of the former; everything else as it is."""
-    pairs = {
-        key: key.removesuffix(ORIGINAL) + MASK
-        for key in w
-        if isinstance(key, str) and key.endswith(ORIGINAL) and key.removesuffix(ORIGINAL) + MASK in w
-    }
-    masks, joined = set(pairs.values()), {}
+    pairs = {original: (name, mask) for name, (original, mask) in masked_pairs(w.keys()).items()}
+    masks, joined = {mask for _, mask in pairs.values()}, {}
     for key, value in w.items():
         if key in pairs:
-            name = key.removesuffix(ORIGINAL)
+            name, mask = pairs[key]
             if name in w:
-                raise ValueError(f"w: expected {name!r} or the pair {key!r} and {pairs[key]!r}, got both")
-            joined[name] = _product(key, value, pairs[key], w[pairs[key]])
+                raise ValueError(f"w: expected {name!r} or the pair {key!r} and {mask!r}, got both")
+            joined[name] = _product(key, value, mask, w[mask])
         elif key not in masks:
             joined[key] = value
     return joined

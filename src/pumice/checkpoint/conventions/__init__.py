@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pumice.checkpoint.conventions import manifest as _manifest  # noqa: F401 - first: it knows its own tensors by name
+from pumice.checkpoint.conventions import scipy_sparse as _scipy_sparse  # noqa: F401
+from pumice.checkpoint.conventions import torch_prune as _torch_prune  # noqa: F401
 from pumice.checkpoint.conventions.base import CONVENTIONS, Convention, Found, modules, register
 
 __all__ = ["CONVENTIONS", "Convention", "Found", "modules", "register"]

@@ -23,11 +23,12 @@ class Found:
     name
         What users call it: ``fc.weight``, also where the file has ``fc.qweight``.
     info
-        Its shape, scheme (or dtype, if it is read as plain values), bytes of all its tensors, parts.
+        Its shape, scheme (or dtype, if it is a plain array), parts, bytes (of a plain array its own).
     tensors
         The tensors that it consists of, at least one; they are no arrays of their own.
     read
-        Makes the array. Checks all that was not checked when it was found; its FormatErrors need no path.
+        Makes the array, a plain one as `info.dtype` is stored (BF16 and F8 as patterns). Checks all that was not
+        checked when it was found; its FormatErrors need no path.
     """
 
     name: str

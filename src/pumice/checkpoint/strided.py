@@ -1,0 +1,90 @@
+"""Tensors that lie in a run of bytes by shape and strides, as PyTorch and NumPy keep them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.checkpoint.archive import MAX_RATIO, SMALL
+from pumice.checkpoint.dtypes import DTYPES
+from pumice.checkpoint.header import count_bits
+from pumice.errors import FormatError
+
+
+@dataclass(frozen=True)
+class Strided:
+    """One tensor: `strides` and `offset` count items, not bytes; `swapped` says that they are big-endian.
+
+    Examples
+    --------
+    >>> column = Strided("I16", (2,), (3,), offset=1)
+    >>> column.read(memoryview(np.arange(6, dtype=np.int16)).cast("B"))
+    array([1, 4], dtype=int16)
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    swapped: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].bits // 8
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor when it is written out."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def end(self) -> int:
+        """Items that must be there: one behind the last that the tensor touches."""
+        if 0 in self.shape:
+            return self.offset
+        return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+
+    def read(self, data: memoryview, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows [start, stop): little-endian and aligned, a read-only view of `data` where it can be."""
+        item = DTYPES[self.dtype].numpy
+        assert item is not None
+        where = item.newbyteorder(">") if self.swapped else item
+        steps = tuple(step * item.itemsize for step in self.strides)
+        if 0 in self.shape:
+            return np.empty(self.shape, item)[start:stop] if self.shape else np.empty((), item)
+        found: NDArray[Any] = np.ndarray(self.shape, where, data, self.offset * item.itemsize, steps)
+        rows = found[start:stop] if self.shape else found
+        if self.swapped or not rows.flags.aligned:
+            rows = np.ascontiguousarray(rows, item).reshape(rows.shape)
+        if self.dtype == "BOOL" and rows.size and rows.view(np.uint8).max() > 1:
+            raise FormatError(None, None, "BOOL bytes of 0 or 1", str(rows.view(np.uint8).max()), None)
+        rows.setflags(write=False)
+        return rows
+
+
+def check_extent(place: Strided, nbytes: int, path: str, name: str) -> None:
+    """Raise FormatError unless the tensor lies within its `nbytes` bytes, and is no bomb: strides of 0 repeat items."""
+    if count_bits(place.shape, place.dtype) is None:
+        raise FormatError(path, name, "a shape that fits the address space", f"{place.shape}"[:80], None)
+    if place.end * place.itemsize > nbytes:
+        rule = f"items within the {nbytes} bytes of the storage"
+        got = f"offset {place.offset}, shape {place.shape}, strides {place.strides}: {place.end * place.itemsize} bytes"
+        raise FormatError(path, name, rule, got[:200], None)
+    if place.nbytes > max(MAX_RATIO * nbytes, SMALL):
+        rule = f"at most {MAX_RATIO} bytes out of one"
+        raise FormatError(path, name, rule, f"{place.nbytes} out of {nbytes}", "strides of 0: a bomb?")
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor without gaps, its last axis side by side.
+
+    Examples
+    --------
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

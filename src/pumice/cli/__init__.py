@@ -1,0 +1,50 @@
+"""The command line, ``pumice COMMAND``, the same as ``python -m pumice``. One file a command, one import line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pumice import __version__
+from pumice.cli import bench, convert, explain, inspect, verify
+from pumice.cli.common import BAD_DATA, EPILOG, FAILED, INTERRUPTED, IO_ERROR, USAGE
+from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
+
+COMMANDS = (convert, inspect, verify, explain, bench)  # in the order of the help
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except (SchemeError, RecipeError) as error:
+        return _fail(error, USAGE)
+    except (FormatError, NonFiniteError) as error:
+        return _fail(error, BAD_DATA)
+    except FileExistsError as error:
+        return _fail(error, USAGE)
+    except OSError as error:
+        return _fail(error, IO_ERROR)
+    except (ValueError, TypeError, MemoryError) as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the target is as it was", INTERRUPTED)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pumice", epilog=EPILOG, description="Pruned and quantized weights at their true size, on CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"pumice {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"pumice: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,73 @@
+"""What the commands share: exit codes, arguments and progress."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pumice.conversion import Progress
+
+DONE, FAILED, USAGE, BAD_DATA, IO_ERROR, INTERRUPTED = 0, 1, 2, 65, 74, 130
+EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 130 interrupted"
+
+
+def add_command(
+    commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int], **options: Any
+) -> argparse.ArgumentParser:
+    """A subcommand, its help and the function that runs it."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, **{"epilog": EPILOG} | options
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_path(command: argparse.ArgumentParser, name: str = "path") -> None:
+    """A checkpoint of any format."""
+    command.add_argument(name, type=Path, help="a weights file, or a folder with weights")
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """For programs."""
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+class Display:
+    """Progress on stderr, to a terminal only: a bar with rich, plain lines without."""
+
+    def __init__(self) -> None:
+        self._close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Progress | None:
+        if not sys.stderr.isatty():
+            return None
+        try:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+        except ImportError:
+            return _Lines()
+        bar = Bar(console=Console(stderr=True), transient=True)
+        task = bar.add_task("reading", total=None)
+        bar.start()
+        self._close = bar.stop
+        return lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+
+class _Lines:
+    """A line a second at most."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next or done >= total:
+            self._next = now + 1
+            print(f"{done / max(total, 1):4.0%}  {name}", file=sys.stderr)

@@ -1,0 +1,102 @@
+"""``pumice convert``: a checkpoint to compact weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pumice.checkpoint.writer import MAX_SHARD_SIZE
+from pumice.choice import OBJECTIVES
+from pumice.cli.common import DONE, EPILOG, Display, add_command
+from pumice.conversion import convert
+from pumice.errors import RecipeError
+from pumice.recipe import FALLBACKS, Recipe
+from pumice.scheme import legal_table
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    text = "convert a checkpoint to compact weights, in constant memory"
+    command = add_command(
+        commands,
+        "convert",
+        text,
+        _convert,
+        epilog=f"{EPILOG}\n\nschemes:\n{legal_table()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("source", metavar="SRC", type=Path, help="a weights file, or a folder with weights")
+    add("target", metavar="DST", type=Path, help="a file that ends in .safetensors, or a folder")
+    add("--scheme", metavar="S", help="for weights of two or more dimensions, such as int4-g128; auto chooses for each")
+    add("--objective", choices=OBJECTIVES, default="balanced", help="of auto (default: balanced, time times bytes)")
+    add("--batch", metavar="N", type=int, default=1, help="rows of x that auto chooses for (default: 1)")
+    add("--max-error", metavar="E", type=float, default=0.02, help="of a weight, relative, for auto (default: 0.02)")
+    add("--recipe", metavar="F", type=Path, help="rules in TOML")
+    add(
+        "--tensor",
+        metavar="RE=S",
+        type=_tensor,
+        action="append",
+        default=[],
+        help="a scheme for the names that RE finds",
+    )
+    add("--ignore", metavar="RE", action="append", default=[], help="leave the names that RE finds as they are")
+    add("--keep-embeddings", action="store_true", help="leave embeddings and output heads as they are (default: int8)")
+    add(
+        "--group-size-fallback",
+        choices=FALLBACKS,
+        help="for columns that are no multiple of the group (default: a short last group)",
+    )
+    add(
+        "--max-shard-size",
+        metavar="BYTES",
+        type=int,
+        default=MAX_SHARD_SIZE,
+        help="of the files of a folder (default: 5 GB)",
+    )
+    add("--overwrite", action="store_true", help="replace what is at DST (default: DST is new, or an empty folder)")
+    add("--dry-run", action="store_true", help="read headers only, write nothing")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def _tensor(text: str) -> tuple[str, str]:
+    pattern, equals, scheme = text.rpartition("=")
+    if not equals or not pattern:
+        raise argparse.ArgumentTypeError(f"expected RE=SCHEME, got {text!r}")
+    return pattern, scheme
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.scheme is None and options.recipe is None and not options.tensor:
+        raise RecipeError("--scheme: expected it, --recipe or --tensor, got none of them")
+    with Display() as progress:
+        report = convert(
+            options.source,
+            options.target,
+            options.scheme,
+            recipe=None if options.recipe is None else Recipe.load(options.recipe),
+            tensors=dict(options.tensor),
+            ignore=options.ignore,
+            keep_embeddings=options.keep_embeddings,
+            group_size_fallback=options.group_size_fallback,
+            batch=options.batch,
+            objective=options.objective,
+            max_error=options.max_error,
+            overwrite=options.overwrite,
+            dry_run=options.dry_run,
+            max_shard_size=options.max_shard_size,
+            progress=progress,
+        )
+    if options.json:
+        print(json.dumps(report.to_json()))
+        return DONE
+    print(report)
+    if report.skipped:
+        print(f"not copied (other weights): {', '.join(report.skipped)}", file=sys.stderr)
+    if not options.dry_run:
+        print(f"{report.target}: written in {report.seconds:.1f} s", file=sys.stderr)
+    return DONE
