@@ -42,17 +42,21 @@ class ContainerReader(Reader):
         free = dict.fromkeys(self.container.entries)
         for convention in CONVENTIONS:
             claimed: set[str] = set()
-            for found in convention.find(self.container, free.keys()):
-                twice = found.name in self._found or (found.name in free and found.name not in found.tensors)
+            for found in convention.find(self.container, frozenset(free)):
+                twice = found.name in self._found or (
+                    found.name in self.container.entries and found.name not in found.tensors
+                )
                 if twice or claimed & set(found.tensors):
                     where = self.container.where(found.tensors[0])
                     raise FormatError(where, found.name, "one array of this name and tensors", "two", None)
                 self._found[found.name] = found
                 claimed.update(found.tensors)
-            for name in claimed:
-                del free[name]
-            self._notes.update(convention.notes(self.container))
-        self._names = tuple(sorted({**free, **self._found}))
+            plain = convention.plain(self.container)
+            self._notes.update(plain)
+            for name in claimed | plain.keys():
+                free.pop(name, None)
+        hidden = {tensor for found in self._found.values() for tensor in found.tensors}
+        self._names = tuple(sorted((self.container.entries.keys() - hidden) | self._found.keys()))
         self._last: tuple[str, Any] = "", None  # of the arrays that were found, the one whose rows were read last
 
     @property

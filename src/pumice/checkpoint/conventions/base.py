@@ -54,8 +54,9 @@ class Convention(ABC):
             Tensors that are of this convention and break its rules, or contradict the container's `config`.
         """
 
-    def notes(self, container: Container) -> Mapping[str, Mapping[str, Json]]:
-        """What the file says of plain tensors, by name: `TensorInfo.notes`."""
+    def plain(self, container: Container) -> Mapping[str, Mapping[str, Json]]:
+        """Tensors that are known to be arrays themselves, whatever others would find in their names; with the notes
+        that the file has on them."""
         return {}
 
 

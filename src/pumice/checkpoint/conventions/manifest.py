@@ -126,8 +126,14 @@ class ManifestConvention(Convention):
                 )
                 yield Found(name, info, tuple(record.parts.values()), partial(_read, container, record))
 
-    def notes(self, container: Container) -> Mapping[str, Mapping[str, Json]]:
-        return {name: notes for shard in container.shards for name, notes in read_manifest(shard).notes.items()}
+    def plain(self, container: Container) -> Mapping[str, Mapping[str, Json]]:
+        plain: dict[str, Mapping[str, Json]] = {}
+        for shard in container.shards:
+            if "pumice.manifest" in shard.metadata:
+                manifest = read_manifest(shard)
+                parts = {tensor for record in manifest.arrays.values() for tensor in record.parts.values()}
+                plain |= {name: manifest.notes.get(name, {}) for name in shard.entries if name not in parts}
+        return plain
 
 
 def _read(container: Container, record: ArrayRecord) -> CompactArray:

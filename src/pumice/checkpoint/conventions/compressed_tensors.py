@@ -1,0 +1,298 @@
+"""compressed-tensors: integers packed in words or one a byte, and float8, with scales beside them.
+
+Of a module ``fc``, with N rows, K columns, G groups and b bits:
+
+    pack-quantized     fc.weight_packed I32 (N, ceil(K * b / 32)), a stream of code + 2^(b-1), low bits first;
+                       before version 0.18 with 3, 5, 6 or 7 bits: floor(32 / b) codes a word;
+                       fc.weight_shape, fc.weight_zero_point I32 packed likewise along the rows
+    int-, naive-,      fc.weight I8 or F8 (N, K), fc.weight_zero_point as fc.weight_scale
+    float-quantized
+    all                fc.weight_scale F32, F16 or BF16: (1,), (N, 1), (N, G), or one a block
+
+w = scale * (code - zero). Format: github.com/vllm-project/compressed-tensors, `compressors`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice import layouts
+from pumice._core import native
+from pumice.checkpoint.base import TensorInfo
+from pumice.checkpoint.container import Container
+from pumice.checkpoint.conventions.affine import Affine
+from pumice.checkpoint.conventions.base import Convention, Found, modules, register
+from pumice.checkpoint.conventions.ct_settings import Config, Grid, Settings, choose, grid_of, read_config
+from pumice.checkpoint.dtypes import DTYPES, widen
+from pumice.errors import FormatError
+from pumice.layouts import CompactArray
+from pumice.values.base import F32, Array
+
+SCALES = ("F32", "F16", "BF16")
+DENSE_SINCE = (0, 18)  # the version that began to pack 3, 5, 6 and 7 bits without gaps
+GUESSES = ((4, 8, 2), (3, 5, 6), (7,))  # bits without a config, the likelier first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a weight is read."""
+
+    affine: Affine
+    grid: Grid
+    gaps: bool  # whether words have unused bits, as before version 0.18
+
+
+@register
+class CompressedTensorsConvention(Convention):
+    """Quantized weights of compressed-tensors, dense ones."""
+
+    name = "compressed-tensors"
+
+    def find(self, container: Container, free: Collection[str]) -> Iterator[Found]:
+        packed = list(modules(free, "weight_packed"))
+        bytewise = [
+            prefix
+            for prefix in modules(free, "weight", "weight_scale")
+            if container.entry(prefix + "weight").dtype == "I8" or _is_float8(container.entry(prefix + "weight").dtype)
+        ]
+        if not packed and not bytewise:
+            return
+        config = read_config(container)
+        for prefix in packed:
+            yield _Module(container, free, prefix, config).packed()
+        for prefix in bytewise:
+            yield _Module(container, free, prefix, config).bytewise()
+
+
+def _is_float8(dtype: str) -> bool:
+    return DTYPES[dtype].minifloat is not None and dtype != "F8_E8M0"
+
+
+class _Module:
+    """The tensors of one weight."""
+
+    def __init__(self, container: Container, free: Collection[str], prefix: str, config: Config) -> None:
+        self.container, self.free, self.prefix, self.config = container, free, prefix, config
+        self.name = prefix + "weight"
+
+    # Finding.
+
+    def packed(self) -> Found:
+        if self._has("scale_packed"):
+            raise self._error(None, "a format with a decoder", "marlin-24", "CUDA's order of bits")
+        packed = self.container.entry(self.name + "_packed")
+        if packed.dtype != "I32":
+            kind = "nvfp4" if self._has("weight_global_scale") else "mxfp4"
+            raise self._error("weight_packed", "integers packed in I32", f"{packed.dtype}: {kind}-pack-quantized")
+        self._refuse_order()
+        shape = self._shape()
+        if len(packed.shape) != len(shape) or packed.shape[:-1] != shape[:-1]:
+            rule = f"the rows of weight_shape {shape}"
+            raise self._error("weight_packed", rule, f"shape {packed.shape}")
+        plan = partial(self._packed_plan, shape, packed.shape[-1])
+        return self._found(self._chosen(plan, GUESSES), self._read_packed, "weight_packed")
+
+    def bytewise(self) -> Found:
+        entry = self.container.entry(self.name)
+        self._refuse_order()
+        if len(entry.shape) != 2 or not all(entry.shape):
+            raise self._error("weight", "a matrix that is not empty", f"shape {entry.shape}")
+        if entry.dtype == "I8":
+            plan = self._chosen(partial(self._bytes_plan, entry.shape), ((8,),))
+            return self._found(plan, self._read_bytes, "weight")
+        grid = self._chosen(lambda settings: self._grid(settings, entry.shape), ((8,),))
+        tensors = self._tensors("weight")
+        info = TensorInfo(entry.shape, "F32", self._nbytes(tensors))
+        return Found(self.name, info, tensors, partial(self._read_float, grid, entry.shape))
+
+    def _chosen(self, plan: Any, guesses: tuple[tuple[int, ...], ...]) -> Any:
+        """What the settings that fit make: those of the config, else the first guesses of bits that may be."""
+        where = self.container.where(self._tensors("weight_scale")[0])
+        if self.config.settings:
+            return choose(self.config.settings, plan, where, self.name)
+        for i, bits in enumerate(guesses):
+            try:
+                return choose([Settings(b) for b in bits], plan, where, self.name)
+            except FormatError as error:
+                if i == len(guesses) - 1 or "may be" in str(error.got):
+                    raise
+        raise AssertionError("the last guess returns or raises")
+
+    def _packed_plan(self, shape: tuple[int, ...], words: int, settings: Settings) -> Plan:
+        bits, cols = settings.bits, shape[-1]
+        dense, gapped = -(-cols * bits // 32), -(-cols // (32 // bits))
+        if words not in (dense, gapped):
+            rule = f"{dense} words a row of {cols} columns in {bits} bits" + (
+                "" if dense == gapped else f" (or {gapped}, before version 0.18)"
+            )
+            raise FormatError(None, None, rule, f"{words} words")
+        version = self.config.version
+        old = version is not None and version < DENSE_SINCE
+        gaps = 32 % bits != 0 and words == gapped and (dense != gapped or old)
+        return self._plan(settings, shape, gaps)
+
+    def _bytes_plan(self, shape: tuple[int, ...], settings: Settings) -> Plan:
+        return self._plan(settings, shape, False)
+
+    def _plan(self, settings: Settings, shape: tuple[int, ...], gaps: bool) -> Plan:
+        grid = self._grid(settings, shape)
+        zeros = self._has("weight_zero_point")
+        if settings.symmetric is False and not zeros:
+            raise FormatError(None, None, "weight_zero_point for asymmetric weights", "none")
+        half = self.container.entry(self.name + "_scale").dtype == "F16"
+        group = grid.group
+        if len(shape) == 3:  # a stack of matrices: groups may not cross from row to row
+            group = group or shape[-1]
+            if shape[-1] % group:
+                raise FormatError(None, None, f"columns in multiples of {group}", f"{shape[-1]}")
+        return Plan(Affine(shape, settings.bits, group, zeros and settings.symmetric is not True, half), grid, gaps)
+
+    def _grid(self, settings: Settings, shape: tuple[int, ...]) -> Grid:
+        scale = self.container.entry(self.name + "_scale")
+        if scale.dtype not in SCALES:
+            raise FormatError(None, None, f"scales of {', '.join(SCALES)}", scale.dtype, "mxfp8 has U8, for example")
+        rows = math.prod(shape[:-1])
+        if len(shape) == 3 and len(scale.shape) == 3:
+            return grid_of(settings, (rows, *scale.shape[2:]), rows, shape[-1])
+        return grid_of(settings, scale.shape, rows, shape[-1])
+
+    def _found(self, plan: Plan, read: Any, first: str) -> Found:
+        tensors = self._tensors(first)
+        return Found(self.name, plan.affine.info(self._nbytes(tensors)), tensors, partial(read, plan))
+
+    def _shape(self) -> tuple[int, ...]:
+        """The logical shape, which is a tensor of its own."""
+        for part in ("weight_shape", "weight_scale"):
+            if not self._has(part):
+                raise self._error(None, f"{part} beside weight_packed", "none")
+        entry = self.container.entry(self.name + "_shape")
+        if entry.dtype not in ("I64", "I32") or entry.shape not in ((2,), (3,)):
+            raise self._error("weight_shape", "two or three integers", f"{entry.dtype} of shape {entry.shape}")
+        shape = tuple(int(n) for n in self.container.read(self.name + "_shape"))
+        if not all(0 < n <= 1 << 48 for n in shape):
+            raise self._error("weight_shape", "a weight that is not empty", f"{shape}")
+        return shape
+
+    def _refuse_order(self) -> None:
+        if self._has("weight_g_idx"):
+            raise self._error("weight_g_idx", "columns in the order of their groups", "another (actorder)")
+
+    def _has(self, part: str) -> bool:
+        return self.prefix + part in self.free
+
+    def _tensors(self, first: str) -> tuple[str, ...]:
+        optional = ("weight_scale", "weight_shape", "weight_zero_point")
+        return tuple(self.prefix + part for part in dict.fromkeys((first, *optional)) if self._has(part))
+
+    def _nbytes(self, tensors: tuple[str, ...]) -> int:
+        return sum(self.container.entry(tensor).nbytes for tensor in tensors)
+
+    def _error(self, part: str | None, rule: str, got: str, hint: str | None = None) -> FormatError:
+        where = self.container.where(next(name for name in sorted(self.free) if name.startswith(self.prefix)))
+        return FormatError(where, self.name if part is None else self.prefix + part, rule, got, hint)
+
+    # Reading.
+
+    def _read_packed(self, plan: Plan) -> CompactArray | F32:
+        affine = plan.affine
+        packed, scales = self.container.read(self.name + "_packed"), self._scales(plan.grid, affine.shape)
+        if affine.as_stored and len(affine.shape) == 2 and not plan.gaps and self._zero_dtype in (None, "I32"):
+            parts = {"packed": packed, "scale": scales, "shape": np.array(affine.shape, np.int64)}
+            if affine.zeros:
+                parts["zero_point"] = self.container.read(self.name + "_zero_point")
+            self._check_symmetric(affine, plan)
+            return layouts.from_parts(str(affine.scheme), affine.shape, parts)
+        rows, cols = math.prod(affine.shape[:-1]), affine.shape[-1]
+        codes = _unpack(packed.reshape(rows, -1), affine.bits, cols, plan.gaps)
+        return self._array(plan, codes, scales)
+
+    def _read_bytes(self, plan: Plan) -> CompactArray | F32:
+        stored = self.container.read(self.name)
+        return self._array(plan, _unsigned(stored, plan.affine.bits), self._scales(plan.grid, plan.affine.shape))
+
+    def _read_float(self, grid: Grid, shape: tuple[int, ...]) -> F32:
+        scales = self._scales(grid, shape).astype(np.float32)
+        if not np.isfinite(scales).all():
+            raise FormatError(None, None, "finite scales", "a NaN or an infinity")
+        w: F32 = widen(self.container.read(self.name), self.container.entry(self.name).dtype)
+        if self._has("weight_zero_point"):
+            entry = self.container.entry(self.name + "_zero_point")
+            zeros = grid.per_row(widen(self.container.read(self.name + "_zero_point"), entry.dtype), shape[0])
+            if np.any(zeros.astype(np.float32)):
+                raise FormatError(None, None, "float weights without zero points", "some that are not 0")
+        w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
+        return w
+
+    def _array(self, plan: Plan, codes: NDArray[np.uint8], scales: Array) -> CompactArray | F32:
+        affine = plan.affine
+        self._check_symmetric(affine, plan)
+        zeros = self._zeros(plan) if affine.zeros else None
+        rows, cols = affine.shape[0], affine.cols
+        scales = scales.reshape(rows, -1)
+        if zeros is not None:
+            zeros = np.ascontiguousarray(zeros).reshape(rows, -1)
+        return affine.array(codes.reshape(rows, cols), scales, zeros)
+
+    def _check_symmetric(self, affine: Affine, plan: Plan) -> None:
+        """Older versions stored the zero points of symmetric weights too: they must be 0."""
+        if self._zero_dtype is not None and not affine.zeros and np.any(self._zeros(plan) != 1 << (affine.bits - 1)):
+            rule = "no zero points, or 0, as config.json says symmetric"
+            raise FormatError(None, None, rule, "weight_zero_point with others")
+
+    def _scales(self, grid: Grid, shape: tuple[int, ...]) -> Array:
+        entry = self.container.entry(self.name + "_scale")
+        scales = widen(self.container.read(self.name + "_scale"), entry.dtype)
+        per_row: Array = grid.per_row(scales, math.prod(shape[:-1]))
+        return per_row
+
+    @property
+    def _zero_dtype(self) -> str | None:
+        name = self.name + "_zero_point"
+        return self.container.entry(name).dtype if name in self.free else None
+
+    def _zeros(self, plan: Plan) -> NDArray[np.uint8]:
+        """(rows, groups), unsigned."""
+        affine, dtype = plan.affine, self._zero_dtype
+        rows, bits = math.prod(affine.shape[:-1]), affine.bits
+        scale = self.container.entry(self.name + "_scale").shape
+        stored = self.container.read(self.name + "_zero_point")
+        if dtype == "I8":
+            if stored.shape != scale:
+                raise FormatError(None, None, f"zero points of the scales' shape {scale}", f"{stored.shape}")
+            zeros: NDArray[np.uint8] = plan.grid.per_row(_unsigned(stored, bits), rows)
+            return zeros
+        groups = scale[-1] if len(scale) > 1 else 1
+        words = -(-rows // (32 // bits)) if plan.gaps else -(-rows * bits // 32)
+        if dtype != "I32" or stored.shape != (words, groups) or plan.grid.rows != 1 or len(affine.shape) != 2:
+            rule = f"zero points packed in I32 of shape {(words, groups)}, or I8 of shape {scale}"
+            raise FormatError(None, None, rule, f"{dtype} of shape {stored.shape}")
+        return np.ascontiguousarray(_unpack(np.ascontiguousarray(stored.T), bits, rows, plan.gaps).T)
+
+
+def _unsigned(stored: Array, bits: int) -> NDArray[np.uint8]:
+    """Signed codes, one a byte, as unsigned ones."""
+    half = 1 << (bits - 1)
+    if stored.size and (stored.min() < -half or stored.max() >= half):
+        bad = stored.min() if stored.min() < -half else stored.max()
+        raise FormatError(None, None, f"codes from {-half} to {half - 1}, of {bits} bits", f"{bad}")
+    return stored.view(np.uint8) + np.uint8(half)
+
+
+def _unpack(words: Array, bits: int, cols: int, gaps: bool) -> NDArray[np.uint8]:
+    """(rows, words) int32 -> codes (rows, cols)."""
+    if gaps:
+        shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
+        fields = words.view(np.uint32)[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
+        return fields.astype(np.uint8).reshape(len(words), -1)[:, :cols]
+    if bits not in (1, 7):
+        return native.unpack_codes(np.ascontiguousarray(words).view(np.uint8), bits, cols)
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, count=cols * bits, bitorder="little")
+    weights = np.left_shift(1, np.arange(bits)).astype(np.uint8)
+    return stream.reshape(len(words), cols, bits) @ weights
