@@ -5,8 +5,9 @@
     ct/bin/pip install compressed-tensors==0.12.2
     ct/bin/python tests/golden/make_compressed_tensors.py            # what 0.12 wrote
 
-A folder each: model.safetensors and config.json as the package writes them, and in the former two tensors more: `stored`,
-what the package makes of the weight, in the dtype of its scales; `exact`, the same with its scales widened to float32.
+A folder each: model.safetensors and config.json as the package writes them, and in the former two tensors more:
+`stored`, what the package makes of the weight, in the dtype of its scales; `exact`, the same with its scales widened
+to float32.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ NOW: dict[str, tuple[str, tuple[int, ...], torch.dtype, dict[str, Any]]] = {
         "int-quantized", (ROWS, 80), torch.bfloat16, {"num_bits": 8, "strategy": "block", "block_structure": [4, 32]},
     ),
     "naive-4-channel": ("naive-quantized", (ROWS, 37), torch.bfloat16, {"num_bits": 4, "strategy": "channel"}),
-    "float-tensor": ("float-quantized", (ROWS, 37), torch.float32, {"num_bits": 8, "type": "float", "strategy": "tensor"}),
+    "float-tensor": (
+        "float-quantized", (ROWS, 37), torch.float32, {"num_bits": 8, "type": "float", "strategy": "tensor"},
+    ),
     "float-channel": (
         "float-quantized", (ROWS, 37), torch.bfloat16, {"num_bits": 8, "type": "float", "strategy": "channel"},
     ),
@@ -101,12 +104,22 @@ SPARSE: dict[str, tuple[str, int, torch.dtype, dict[str, Any] | None]] = {
     "sparse-24-float16": ("sparse-24-bitmask", 44, torch.float16, None),
     "sparse-24-bfloat16": ("sparse-24-bitmask", 64, torch.bfloat16, None),
     "sparse-int": ("sparse-bitmask", 37, torch.bfloat16, {"num_bits": 8, "strategy": "channel"}),
-    "sparse-int-asym": ("sparse-bitmask", 37, torch.bfloat16, {"num_bits": 8, "strategy": "channel", "symmetric": False}),
+    "sparse-int-asym": (
+        "sparse-bitmask",
+        37,
+        torch.bfloat16,
+        {"num_bits": 8, "strategy": "channel", "symmetric": False},
+    ),
     "sparse-float8": ("sparse-bitmask", 37, torch.bfloat16, {"num_bits": 8, "type": "float", "strategy": "channel"}),
     "sparse-24-int": ("sparse-24-bitmask", 44, torch.bfloat16, {"num_bits": 8, "strategy": "channel"}),
     "sparse-24-int-tensor": ("sparse-24-bitmask", 44, torch.float32, {"num_bits": 8, "strategy": "tensor"}),
     "sparse-24-int-group": ("sparse-24-bitmask", 192, torch.bfloat16, {"num_bits": 8, "group_size": 96}),
-    "sparse-24-float8": ("sparse-24-bitmask", 44, torch.bfloat16, {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    "sparse-24-float8": (
+        "sparse-24-bitmask",
+        44,
+        torch.bfloat16,
+        {"num_bits": 8, "type": "float", "strategy": "channel"},
+    ),
 }
 
 
@@ -190,25 +203,19 @@ def sparse(name: str, form: str, cols: int, dtype: torch.dtype, settings: dict[s
         fours.scatter_(1, torch.rand(fours.shape, generator=random).topk(2, dim=1).indices, 0)
         weight[2, :8] = 0  # places that hold zeros
     config: dict[str, Any] = {}
-    expected = [weight, weight.float()]
-    state = {"fc.weight": weight}
+    state, scheme, zeros = {"fc.weight": weight}, None, None
     if settings is not None:
         args = QuantizationArgs(**settings)
         scheme = QuantizationScheme(targets=["Linear"], weights=args)
         scale = scales_of((ROWS, cols), args, dtype).abs()
-        state["fc.weight_scale"] = scale
         reach = 60.0 if args.type == "int" else 300.0
         spread = scale.float() if args.strategy != "group" else scale.float().repeat_interleave(args.group_size, dim=1)
-        state["fc.weight"] = (weight.float() * reach * spread).to(dtype)
-        zeros = None
+        state = {"fc.weight": (weight.float() * reach * spread).to(dtype), "fc.weight_scale": scale}
         if not args.symmetric:
             zeros = torch.randint(-128, 128, scale.shape, generator=random).to(torch.int8)
             state["fc.weight_zero_point"] = zeros
         inner = "float-quantized" if args.type == "float" else "int-quantized"
-        compressor = BaseCompressor.load_from_registry(inner, config=None)
-        state = compressor.compress(state, {"fc": scheme})
-        codes = state["fc.weight"]
-        expected = [dequantize(x_q=codes, scale=s, zero_point=zeros, args=args) for s in (scale, scale.float())]
+        state = BaseCompressor.load_from_registry(inner, config=None).compress(state, {"fc": scheme})
         config = QuantizationConfig(
             config_groups={"group_0": scheme}, format=inner, quantization_status=QuantizationStatus.COMPRESSED
         ).model_dump()
@@ -216,6 +223,12 @@ def sparse(name: str, form: str, cols: int, dtype: torch.dtype, settings: dict[s
     settings_of = SparsityCompressionConfig.load_from_registry(form, sparsity_structure=structure, targets=["Linear"])
     compressor = BaseCompressor.load_from_registry(form, config=settings_of)
     found = compressor.compress(state)
+    names = [key for key in ("shape", "compressed", "bitmask", "row_offsets") if f"fc.{key}" in found]
+    values = compressor.decompress_weight({key: found[f"fc.{key}"] for key in names})
+    expected = [values, values.float()]
+    if scheme is not None:
+        both = (scale, scale.float())
+        expected = [dequantize(x_q=values, scale=s, zero_point=zeros, args=scheme.weights) for s in both]
     write(name, found, expected, config | {"sparsity_config": settings_of.model_dump()})
 
 

@@ -146,13 +146,31 @@ class _Module:
         zeros = self._has("weight_zero_point")
         if settings.symmetric is False and not zeros:
             raise FormatError(None, None, "weight_zero_point for asymmetric weights", "none")
-        half = self.container.entry(self.name + "_scale").dtype == "F16"
+        scale = self.container.entry(self.name + "_scale")
+        if zeros:
+            self._check_zeros(settings, shape, gaps, scale.shape)
         group = grid.group
         if len(shape) == 3:  # a stack of matrices: groups may not cross from row to row
             group = group or shape[-1]
             if shape[-1] % group:
                 raise FormatError(None, None, f"columns in multiples of {group}", f"{shape[-1]}")
-        return Plan(Affine(shape, settings.bits, group, zeros and settings.symmetric is not True, half), grid, gaps)
+        return Plan(
+            Affine(shape, settings.bits, group, zeros and settings.symmetric is not True, scale.dtype == "F16"),
+            grid,
+            gaps,
+        )
+
+    def _check_zeros(self, settings: Settings, shape: tuple[int, ...], gaps: bool, scale: tuple[int, ...]) -> None:
+        """Zero points lie one a byte, as the scales, or are packed along the rows of a matrix."""
+        entry, bits = self.container.entry(self.name + "_zero_point"), settings.bits
+        words = -(-shape[0] // (32 // bits)) if gaps else -(-shape[0] * bits // 32)
+        packed = (words, 1 if len(scale) < 2 else scale[-1])
+        per_row = len(shape) == 2 and scale[:1] == shape[:1]
+        if not (entry.dtype == "I8" and entry.shape == scale) and not (
+            entry.dtype == "I32" and entry.shape == packed and per_row
+        ):
+            rule = f"zero points packed in I32 of shape {packed}, or I8 of shape {scale}"
+            raise FormatError(None, None, rule, f"{entry.dtype} of shape {entry.shape}")
 
     def _grid(self, settings: Settings, shape: tuple[int, ...]) -> Grid:
         scale = self.container.entry(self.name + "_scale")
@@ -259,20 +277,11 @@ class _Module:
 
     def _zeros(self, plan: Plan) -> NDArray[np.uint8]:
         """(rows, groups), unsigned."""
-        affine, dtype = plan.affine, self._zero_dtype
-        rows, bits = math.prod(affine.shape[:-1]), affine.bits
-        scale = self.container.entry(self.name + "_scale").shape
+        rows, bits = math.prod(plan.affine.shape[:-1]), plan.affine.bits
         stored = self.container.read(self.name + "_zero_point")
-        if dtype == "I8":
-            if stored.shape != scale:
-                raise FormatError(None, None, f"zero points of the scales' shape {scale}", f"{stored.shape}")
+        if self._zero_dtype == "I8":
             zeros: NDArray[np.uint8] = plan.grid.per_row(_unsigned(stored, bits), rows)
             return zeros
-        groups = scale[-1] if len(scale) > 1 else 1
-        words = -(-rows // (32 // bits)) if plan.gaps else -(-rows * bits // 32)
-        if dtype != "I32" or stored.shape != (words, groups) or plan.grid.rows != 1 or len(affine.shape) != 2:
-            rule = f"zero points packed in I32 of shape {(words, groups)}, or I8 of shape {scale}"
-            raise FormatError(None, None, rule, f"{dtype} of shape {stored.shape}")
         return np.ascontiguousarray(_unpack(np.ascontiguousarray(stored.T), bits, rows, plan.gaps).T)
 
 
