@@ -112,6 +112,16 @@ def test_options_reach_the_recipe(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["convert", str(model), str(target), "--scheme", "int4-g128", "--group-size-fallback", "error"]) == 2
 
 
+def test_requantizing_is_asked_for(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eight, four = str(tmp_path / "eight.safetensors"), str(tmp_path / "four.safetensors")
+    assert main(["convert", str(model), eight, "--scheme", "int8"]) == 0
+    assert main(["convert", eight, four, "--scheme", "int4-g16"]) == 0
+    assert "1 tensors are quantized already and keep their codes (--allow-requantize)" in capsys.readouterr().err
+    assert pm.load(four)["fc.weight"].scheme == "int8"
+    assert main(["convert", eight, four, "--scheme", "int4-g16", "--allow-requantize", "--overwrite"]) == 0
+    assert pm.load(four)["fc.weight"].scheme == "int4-g16"
+
+
 def test_exit_codes_say_what_went_wrong(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = str(tmp_path / "s")
     bad = tmp_path / "bad.safetensors"

@@ -102,18 +102,34 @@ def test_in_axis_0_stores_the_transpose(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(x @ c, x @ pm.compress(kernel, "int8", in_axis=0))
 
 
-def test_a_compact_checkpoint_converts_again_and_stays_where_its_scheme_is_asked_for(
-    source: Path, tmp_path: Path
-) -> None:
-    eight, four, again = (tmp_path / f"{n}.safetensors" for n in ("eight", "four", "again"))
+def test_what_is_quantized_keeps_its_codes_unless_told_otherwise(source: Path, tmp_path: Path) -> None:
+    eight, kept, four, again = (tmp_path / f"{n}.safetensors" for n in ("eight", "kept", "four", "again"))
     pm.convert(source, eight, "int8")
-    pm.convert(eight, four, "int4-g32")
+    tensors = ("a.weight_packed", "a.weight_scale")
+    report = pm.convert(eight, kept, "int4-g32")
+    assert next(t for t in report.tensors if t.name == "a.weight").why == "kept: already int8"
+    assert all(bytes(pm.load(eight).raw(n)) == bytes(pm.load(kept).raw(n)) for n in tensors)
+    assert pm.load(kept).info("a.weight").notes == pm.load(eight).info("a.weight").notes
+    pm.convert(eight, four, "int4-g32", allow_requantize=True)
     expected = pm.compress(pm.load(eight)["a.weight"].to_dense(), "int4-g32")
     np.testing.assert_array_equal(pm.load(four)["a.weight"].to_dense(), expected.to_dense())
-    pm.convert(eight, again, "int8")
-    assert all(
-        bytes(pm.load(eight).raw(n)) == bytes(pm.load(again).raw(n)) for n in ("a.weight_packed", "a.weight_scale")
-    )
+    pm.convert(eight, again, "int8", allow_requantize=True)
+    assert all(bytes(pm.load(eight).raw(n)) == bytes(pm.load(again).raw(n)) for n in tensors)
+
+
+def test_compact_floats_are_not_quantized_and_get_the_scheme(source: Path, tmp_path: Path) -> None:
+    pm.convert(source, tmp_path / "csr.safetensors", "csr")
+    pm.convert(tmp_path / "csr.safetensors", tmp_path / "int8.safetensors", "int8")
+    pm.convert(source, tmp_path / "direct.safetensors", "int8")
+    arrays = (pm.load(tmp_path / f"{name}.safetensors")["a.weight"] for name in ("int8", "direct"))
+    np.testing.assert_array_equal(*(array.to_dense() for array in arrays))
+
+
+def test_a_recipe_may_allow_to_requantize(source: Path, tmp_path: Path) -> None:
+    pm.convert(source, tmp_path / "eight.safetensors", "int8")
+    recipe = pm.Recipe.parse('scheme = "int4-g32"\nallow_requantize = true')
+    pm.convert(tmp_path / "eight.safetensors", tmp_path / "four.safetensors", recipe=recipe)
+    assert pm.load(tmp_path / "four.safetensors")["a.weight"].scheme == "int4-g32"
 
 
 @pytest.fixture

@@ -48,8 +48,10 @@ def test_the_defaults_compress_weights_and_leave_norms_routers_and_vectors() -> 
         "table": None,
         "embeddings.position_ids": None,
         "half.weight": "int4-g32",
-        "compact.weight": "int4-g32",
+        "compact.weight": None,
     }
+    assert Recipe().with_options("int4-g32").plan(INFOS)["compact.weight"].why == "kept: already int8"
+    assert plan(Recipe().with_options("int4-g32", allow_requantize=True))["compact.weight"] == "int4-g32"
 
 
 def test_embeddings_stay_when_asked_and_under_sparse_schemes_and_follow_float_ones() -> None:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
-from pumice.checkpoint.base import Reader, same_file
+from pumice.checkpoint.base import Reader, info_of, same_file
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request, choose, panel_rows
@@ -43,6 +43,7 @@ WEIGHT_SUFFIXES = {
     ".tflite",
     ".npz",
 }
+SETTINGS = {"quantize_config.json", "quant_config.json"}  # of the source's quantization
 
 Progress = Callable[[str, int, int], None]
 """Called with (name, bytes done, bytes in all) as a conversion goes on."""
@@ -58,6 +59,7 @@ def convert(
     ignore: tuple[str, ...] | list[str] = (),
     keep_embeddings: bool = False,
     group_size_fallback: str | None = None,
+    allow_requantize: bool = False,
     batch: int = 1,
     objective: str = "balanced",
     max_error: float = 0.02,
@@ -69,8 +71,8 @@ def convert(
 ) -> Report:
     """Convert a checkpoint to compact weights, a row chunk at a time.
 
-    Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte. The other files of a
-    model folder are copied along. The target appears whole or not at all.
+    Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte, and what is quantized
+    already keeps its codes. The other files of a model folder are copied along. The target appears whole or not at all.
 
     Parameters
     ----------
@@ -85,7 +87,7 @@ def convert(
         Rules in TOML (docs/formats.md); the options here go before them.
     tensors : mapping of regular expression to scheme, optional
     ignore : sequence of regular expressions, optional
-    keep_embeddings, group_size_fallback
+    keep_embeddings, group_size_fallback, allow_requantize
         See `Recipe`.
     batch, objective, max_error
         For ``"auto"``, as in `compress`.
@@ -129,7 +131,12 @@ def convert(
     source, target = Path(source), Path(target)
     plan = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else Recipe.load(recipe)
     plan = plan.with_options(
-        scheme, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings, group_size_fallback=group_size_fallback
+        scheme,
+        tensors=tensors,
+        ignore=ignore,
+        keep_embeddings=keep_embeddings,
+        group_size_fallback=group_size_fallback,
+        allow_requantize=allow_requantize,
     )
     if plan.scheme is None and not plan.rules:
         raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
@@ -220,14 +227,25 @@ def _convert_one(
 def _copy(
     reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
 ) -> tuple[TensorReport, TensorInfo]:
-    writer.begin(name, info)
+    before = info.nbytes
     if info.compact:
-        for part, block in reader.array(name).parts().items():
+        array = reader.array(name)
+        info = info_of(array, info.notes)
+        writer.begin(name, info)
+        for part, block in array.parts().items():
             writer.write(part, block)
-    else:
+    elif reader.is_tensor(name):
+        writer.begin(name, info)
         writer.write("", reader.raw(name))
-    tally.add(name, info.nbytes)
-    return TensorReport(name, info.shape, info.dtype, info.nbytes, info.nbytes, why=choice.why), info
+    else:
+        info = replace(info, nbytes=4 * math.prod(info.shape))
+        writer.begin(name, info)
+        for _, _, rows in _chunks(
+            reader, name, info, 1, max(1, CHUNK_BYTES // (4 * max(math.prod(info.shape[1:]), 1)))
+        ):
+            writer.write("", rows)
+    tally.add(name, before)
+    return TensorReport(name, info.shape, info.dtype, before, info.nbytes, why=choice.why), info
 
 
 def _encode(
@@ -324,7 +342,7 @@ def _side_files(source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str,
         within = target.resolve() in (path.resolve(), *path.resolve().parents)
         if hidden or within or not path.is_file():
             continue
-        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json") or path.name in SETTINGS
         (skipped if weights else copied).append(str(name))
     return tuple(copied), tuple(name for name in skipped if not name.endswith(".safetensors"))
 

@@ -16,6 +16,7 @@ from pumice.errors import RecipeError
 from pumice.scheme import AUTO, MIN_GROUP, Scheme, parse_request
 from pumice.values import codec_of
 
+KEPT = "kept: already"  # begins the reason why a weight stays quantized as it is
 FALLBACKS = ("adjust", "error", "ignore")
 EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|(^|\.)shared\.weight$|^output\.weight$")
 STAYS = re.compile(r"norm|\brouter\b|(^|\.)gate\.weight$", re.IGNORECASE)
@@ -64,6 +65,9 @@ class Recipe:
     group_size_fallback : {"adjust", "error", "ignore"} or None
         For columns that are no multiple of the group: the largest smaller group that divides them (or the whole row),
         an error, or no compression. None stores a short last group, which pumice reads and other loaders may not.
+    allow_requantize : bool
+        Whether weights that are integers or float8 already get another scheme, which errs twice; by default they keep
+        their codes.
 
     Examples
     --------
@@ -82,6 +86,7 @@ class Recipe:
     scheme: Scheme | None = None
     keep_embeddings: bool = False
     group_size_fallback: str | None = None
+    allow_requantize: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size_fallback not in (None, *FALLBACKS):
@@ -95,13 +100,15 @@ class Recipe:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{origin}: expected TOML, got an error: {error}") from error
-        _check_keys(table, {"rule": list, "scheme": str, "keep_embeddings": bool, "group_size_fallback": str}, origin)
+        flags = {"keep_embeddings": bool, "allow_requantize": bool}
+        _check_keys(table, {"rule": list, "scheme": str, "group_size_fallback": str, **flags}, origin)
         scheme = table.get("scheme")
         return cls(
             tuple(_rule(entry, f"{origin}, rule {i}") for i, entry in enumerate(table.get("rule", []), 1)),
             None if scheme is None else parse_request(scheme),
             table.get("keep_embeddings", False),
             table.get("group_size_fallback"),
+            table.get("allow_requantize", False),
         )
 
     @classmethod
@@ -121,6 +128,7 @@ class Recipe:
         ignore: Sequence[str] = (),
         keep_embeddings: bool = False,
         group_size_fallback: str | None = None,
+        allow_requantize: bool = False,
     ) -> Self:
         """This recipe with options of a call or a command line before it: tensors, then ignore, then its own rules."""
         explicit = [Rule(m, parse_request(s), origin="--tensor") for m, s in (tensors or {}).items()]
@@ -131,6 +139,7 @@ class Recipe:
             scheme=self.scheme if scheme is None else parse_request(scheme),
             keep_embeddings=self.keep_embeddings or keep_embeddings,
             group_size_fallback=group_size_fallback or self.group_size_fallback,
+            allow_requantize=self.allow_requantize or allow_requantize,
         )
 
     def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Treatment]:
@@ -139,7 +148,8 @@ class Recipe:
             candidates = [n for n, info in infos.items() if rule.scheme is None or _is_weight(info)]
             if not any(map(rule.finds, candidates)):
                 raise RecipeError(_nothing_found(rule, candidates))
-        return {name: self._fitted(name, info, self._choice(name, info)) for name, info in infos.items()}
+        choices = {name: self._kept(info, self._choice(name, info)) for name, info in infos.items()}
+        return {name: self._fitted(name, infos[name], choice) for name, choice in choices.items()}
 
     def _choice(self, name: str, info: TensorInfo) -> Treatment:
         if not _is_weight(info):
@@ -156,6 +166,13 @@ class Recipe:
         if EMBEDDING.search(name) and (self.keep_embeddings or not self.scheme.dense):
             return Treatment(None, "embedding")
         return Treatment(self.scheme, "default")
+
+    def _kept(self, info: TensorInfo, choice: Treatment) -> Treatment:
+        """The choice, unless it would round again what was rounded before."""
+        quantized = info.compact and codec_of(Scheme.parse(info.dtype)).bits <= 8
+        if choice.scheme is None or not quantized or self.allow_requantize or str(choice.scheme) == info.dtype:
+            return choice
+        return Treatment(None, f"{KEPT} {info.dtype}")
 
     def _fitted(self, name: str, info: TensorInfo, choice: Treatment) -> Treatment:
         """The choice with a group that fits the columns, as `group_size_fallback` says."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pumice.checkpoint.source import Buffer
 from pumice.errors import FormatError
+from pumice.layouts import CompactArray, Transposed
 
 Block: TypeAlias = NDArray[Any] | bytes | bytearray | memoryview
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
@@ -61,6 +62,20 @@ class TensorInfo:
         return bool(self.parts)
 
 
+def info_of(array: CompactArray, notes: Mapping[str, Json] | None = None) -> TensorInfo:
+    """What a writer must know of a compact array.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> dict(info_of(pm.compress(np.eye(16), "int8")).parts)
+    {'packed': 'I32', 'scale': 'F32', 'shape': 'I64'}
+    """
+    parts = {part: array.part_dtype(part) for part in array.parts()}
+    in_axis = 0 if isinstance(array, Transposed) else 1
+    return TensorInfo(array.shape, array.scheme, array.nbytes, parts, in_axis, notes or {})
+
+
 class Reader(ABC):
     """One open checkpoint. Opening it reads headers only; tensors are read when asked for."""
 
@@ -103,6 +118,10 @@ class Reader(ABC):
     @abstractmethod
     def info(self, name: str) -> TensorInfo:
         """Shape, dtype or scheme, and bytes, from the headers alone. KeyError for an unknown name."""
+
+    def is_tensor(self, name: str) -> bool:
+        """Whether an array is one tensor of the file, whose bytes `raw` gives, and not made of several."""
+        return True
 
     @abstractmethod
     def array(self, name: str) -> Any:

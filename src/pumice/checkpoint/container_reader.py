@@ -76,6 +76,9 @@ class ContainerReader(Reader):
         entry = self.container.entry(name)
         return TensorInfo(entry.shape, entry.dtype, entry.nbytes, notes=self._notes.get(name, {}))
 
+    def is_tensor(self, name: str) -> bool:
+        return name not in self._found
+
     def array(self, name: str) -> Any:
         value = self._stored(name)
         return value if isinstance(value, CompactArray) else widen(value, self.info(name).dtype)

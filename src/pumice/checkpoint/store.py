@@ -10,12 +10,12 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pumice.checkpoint.base import HEAD, Reader, TensorInfo, open_reader, reader_for
+from pumice.checkpoint.base import HEAD, Reader, TensorInfo, info_of, open_reader, reader_for
 from pumice.checkpoint.dtypes import dtype_name
 from pumice.checkpoint.safetensors import SafetensorsReader
 from pumice.checkpoint.verification import VerifyReport, verify_reader
 from pumice.checkpoint.writer import MAX_SHARD_SIZE, SafetensorsWriter
-from pumice.layouts import CompactArray, Transposed
+from pumice.layouts import CompactArray
 from pumice.options import PREPACK, check_choice
 
 
@@ -70,11 +70,8 @@ def save(
                 writer.begin(name, TensorInfo(array.shape, dtype_name(array.dtype), array.nbytes))
                 writer.write("", array)
                 continue
-            parts = value.parts()
-            dtypes = {part: value.part_dtype(part) for part in parts}
-            in_axis = 0 if isinstance(value, Transposed) else 1
-            writer.begin(name, TensorInfo(value.shape, value.scheme, value.nbytes, dtypes, in_axis))
-            for part, block in parts.items():
+            writer.begin(name, info_of(value))
+            for part, block in value.parts().items():
                 writer.write(part, block)
         return writer.commit()
 

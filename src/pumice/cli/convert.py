@@ -13,7 +13,7 @@ from pumice.choice import OBJECTIVES
 from pumice.cli.common import DONE, EPILOG, Display, add_command
 from pumice.conversion import convert
 from pumice.errors import RecipeError
-from pumice.recipe import FALLBACKS, Recipe
+from pumice.recipe import FALLBACKS, KEPT, Recipe
 from pumice.scheme import legal_table
 
 
@@ -52,6 +52,11 @@ def add(commands: Any) -> None:
         help="for columns that are no multiple of the group (default: a short last group)",
     )
     add(
+        "--allow-requantize",
+        action="store_true",
+        help="give weights that are quantized already another scheme (default: they keep their codes)",
+    )
+    add(
         "--max-shard-size",
         metavar="BYTES",
         type=int,
@@ -83,6 +88,7 @@ def _convert(options: argparse.Namespace) -> int:
             ignore=options.ignore,
             keep_embeddings=options.keep_embeddings,
             group_size_fallback=options.group_size_fallback,
+            allow_requantize=options.allow_requantize,
             batch=options.batch,
             objective=options.objective,
             max_error=options.max_error,
@@ -95,6 +101,8 @@ def _convert(options: argparse.Namespace) -> int:
         print(json.dumps(report.to_json()))
         return DONE
     print(report)
+    if kept := sum(t.why.startswith(KEPT) for t in report.tensors):
+        print(f"{kept} tensors are quantized already and keep their codes (--allow-requantize)", file=sys.stderr)
     if report.skipped:
         print(f"not copied (other weights): {', '.join(report.skipped)}", file=sys.stderr)
     if not options.dry_run:
