@@ -27,8 +27,9 @@ LAYERS: list[set[str]] = [
     {"quantization", "pruning", "distillation"},
     {"checkpoint"},
     {"report"},
-    {"recipe", "comparison"},
+    {"recipe", "comparison", "model_folder"},
     {"conversion"},
+    {"exporting"},
     {"cli"},
     {"torch"},  # bridges: imported by nobody
     {"__main__"},

@@ -16,6 +16,7 @@ from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
+from pumice.exporting import export
 from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, SumArray, from_parts
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
@@ -47,6 +48,7 @@ __all__ = [
     "concatenate",
     "convert",
     "explain",
+    "export",
     "from_parts",
     "get_num_threads",
     "linear",

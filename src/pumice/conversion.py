@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
 from pumice.layouts import LAYOUTS
+from pumice.model_folder import copy_side_file, side_files
 from pumice.ops import compress
 from pumice.profile import Profile, load_profile
 from pumice.recipe import Recipe, Treatment
@@ -30,21 +29,6 @@ from pumice.scheme import AUTO, Scheme
 from pumice.values.base import F32
 
 CHUNK_BYTES = 32 << 20  # of float32 weights that are encoded at a time
-WEIGHT_SUFFIXES = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".h5",
-    ".onnx",
-    ".gguf",
-    ".msgpack",
-    ".tflite",
-    ".npz",
-}
-SETTINGS = {"quantize_config.json", "quant_config.json"}  # of the source's quantization
-
 Progress = Callable[[str, int, int], None]
 """Called with (name, bytes done, bytes in all) as a conversion goes on."""
 
@@ -152,8 +136,8 @@ def convert(
         choices = plan.plan(infos)
         if dry_run:
             return Report(str(source), str(target), tuple(_forecast(n, i, choices[n]) for n, i in infos.items()))
-        copied, skipped = _side_files(source, target)
-        tally = _Tally(sum(info.nbytes for info in infos.values()), progress)
+        copied, skipped = side_files(source, target)
+        tally = Tally(sum(info.nbytes for info in infos.values()), progress)
         reports: list[TensorReport] = []
         written: dict[str, TensorInfo] = {}
         with SafetensorsWriter(target, max_shard_size=max_shard_size, overwrite=overwrite) as writer:
@@ -162,14 +146,14 @@ def convert(
                 report, written[name] = _convert_one(reader, writer, name, info, choice, tally)
                 reports.append(report)
             for file in copied:
-                writer.attach(file, partial(_side_file, source, file, written, plan.scheme))
+                writer.attach(file, partial(copy_side_file, source, file, partial(_config, written, plan.scheme)))
             writer.commit()
     seconds = time.perf_counter() - start
     return Report(str(source), str(target), tuple(reports), seconds, copied, skipped)
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Bytes of the source that are done."""
 
     total: int
@@ -208,7 +192,7 @@ class _WiderScales(Exception):
 
 
 def _convert_one(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: Tally
 ) -> tuple[TensorReport, TensorInfo]:
     if choice.scheme is None or (info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
         return _copy(reader, writer, name, info, choice, tally)
@@ -225,7 +209,7 @@ def _convert_one(
 
 
 def _copy(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: Tally
 ) -> tuple[TensorReport, TensorInfo]:
     before = info.nbytes
     if info.compact:
@@ -249,7 +233,7 @@ def _copy(
 
 
 def _encode(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: _Tally, scale_dtype: Any
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: Tally, scale_dtype: Any
 ) -> tuple[TensorReport, TensorInfo]:
     scheme = choice.scheme
     assert scheme is not None
@@ -322,53 +306,17 @@ def _finite(chunk: Any, start: int, in_axis: int) -> Any:
     return chunk
 
 
+def _config(written: Mapping[str, TensorInfo], scheme: Scheme | None, config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with what loaders need to know."""
+    quantization = compressed_tensors_config(written)
+    if quantization is not None:
+        return config | {"quantization_config": quantization}
+    return config | {"pumice": {"scheme": str(scheme or "recipe")}}
+
+
 def _forecast(name: str, info: TensorInfo, choice: Treatment) -> TensorReport:
     if choice.scheme is None:
         return TensorReport(name, info.shape, info.dtype, info.nbytes, info.nbytes, why=choice.why)
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
     after = None if choice.scheme == AUTO else LAYOUTS[choice.scheme.layout].expected_nbytes(choice.scheme, stored)
     return TensorReport(name, info.shape, str(choice.scheme), info.nbytes, after, why=choice.why)
-
-
-def _side_files(source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The other files of a model folder that go along, and those that do not: weights of other formats."""
-    if not source.is_dir() or (target.suffix == ".safetensors" and not target.is_dir()):
-        return (), ()
-    copied: list[str] = []
-    skipped: list[str] = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        within = target.resolve() in (path.resolve(), *path.resolve().parents)
-        if hidden or within or not path.is_file():
-            continue
-        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json") or path.name in SETTINGS
-        (skipped if weights else copied).append(str(name))
-    return tuple(copied), tuple(name for name in skipped if not name.endswith(".safetensors"))
-
-
-def _side_file(
-    source: Path, name: str, written: Mapping[str, TensorInfo], scheme: Scheme | None, out: IO[bytes]
-) -> None:
-    if name == "config.json":
-        out.write(_config((source / name).read_bytes(), written, str(scheme or "recipe")))
-        return
-    with (source / name).open("rb") as file:
-        shutil.copyfileobj(file, out)
-
-
-def _config(text: bytes, written: Mapping[str, TensorInfo], scheme: str) -> bytes:
-    """config.json with what loaders need to know; one that is no JSON object is copied as it is."""
-    try:
-        config = json.loads(text)
-    except ValueError:
-        return text
-    if not isinstance(config, dict):
-        return text
-    config.pop("quantization_config", None)
-    quantization = compressed_tensors_config(written)
-    if quantization is not None:
-        config["quantization_config"] = quantization
-    else:
-        config["pumice"] = {"scheme": scheme}
-    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -113,8 +113,7 @@ class ContainerReader(Reader):
                 self._last = name, self.array(name)
             rows: CompactArray | NDArray[Any] = self._last[1]
             if isinstance(rows, CompactArray):
-                decoded: NDArray[np.float32] = rows[start:stop].to_dense()
-                return decoded
+                return rows.decode_rows(start, stop).reshape(stop - start, *rows.shape[1:])
             values = rows[start:stop] if rows.ndim else rows[None]
         return values.astype(np.float32) if values.dtype == np.float16 else values
 

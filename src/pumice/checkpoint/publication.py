@@ -31,6 +31,22 @@ Staged = tuple[Path, str]
 """Where a file is, and the name in the folder that it is to get."""
 
 
+def refuse_existing(place: Path, single: bool, overwrite: bool) -> None:
+    """Raise FileExistsError where a file, or a folder that is not empty, would be replaced unasked."""
+    if overwrite or not place.exists():
+        return
+    if single:
+        got = "a file"
+    else:
+        names = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
+        visible = next((name for name in names if not any(part.startswith(".") for part in name.parts)), None)
+        if visible is None:
+            return
+        got = f"a folder that holds {str(visible)!r}"
+    rule = "expected a new path or an empty folder unless overwrite=True (--overwrite)"
+    raise FileExistsError(f"target: {rule}, got {got} at {str(place)!r}")
+
+
 class Publication:
     """The files of one writer, on their way to one folder."""
 

@@ -22,7 +22,7 @@ from pumice.checkpoint.base import Block, Json, TensorInfo, Writer
 from pumice.checkpoint.conventions.manifest import RESERVED, array_record, manifest_metadata, sign, tensor_name
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.header import ALIGNMENT, Span, count_bits, write_header
-from pumice.checkpoint.publication import INDEX, SINGLE, Publication, Staged, shard_names, write_all
+from pumice.checkpoint.publication import INDEX, SINGLE, Publication, Staged, refuse_existing, shard_names, write_all
 from pumice.checkpoint.source import is_mapped
 from pumice.scheme import Scheme
 
@@ -84,6 +84,8 @@ class SafetensorsWriter(Writer):
         Bytes of tensors in a file of a folder; only an array that is larger alone exceeds it.
     overwrite
         Whether weights that are at the target may be replaced.
+    manifest
+        Whether headers say what the tensors are, and their checksums. Without, only plain tensors can be written.
 
     Raises
     ------
@@ -112,6 +114,7 @@ class SafetensorsWriter(Writer):
         metadata: Mapping[str, str] | None = None,
         max_shard_size: int = MAX_SHARD_SIZE,
         overwrite: bool = True,
+        manifest: bool = True,
     ) -> None:
         if max_shard_size <= 0:
             raise ValueError(f"max_shard_size: expected a positive number, got {max_shard_size}")
@@ -119,7 +122,7 @@ class SafetensorsWriter(Writer):
         self._max = max_shard_size
         self._file: IO[bytes] | None = None
         self._path: Path | None = None  # of the only file
-        self._overwrite = overwrite
+        self._overwrite, self._manifest = overwrite, manifest
         self._publication: Publication | None = None
         if isinstance(target, (str, os.PathLike)):
             path = Path(target)
@@ -147,6 +150,8 @@ class SafetensorsWriter(Writer):
     def begin(self, name: str, info: TensorInfo) -> None:
         self._end()
         _check_text("name", name)
+        if info.compact and not self._manifest:
+            raise ValueError(f"info: expected a plain tensor, since there is no manifest, got {info.dtype}")
         if info.compact:
             Scheme.parse(info.dtype)
         parts = info.parts or {"": info.dtype}
@@ -233,19 +238,7 @@ class SafetensorsWriter(Writer):
         self._done = True
 
     def _refuse_existing(self) -> None:
-        place = self._path or self._folder
-        if self._overwrite or not place.exists():
-            return
-        if self._path is None:
-            names = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
-            visible = next((name for name in names if not any(part.startswith(".") for part in name.parts)), None)
-            if visible is None:
-                return
-            got = f"a folder that holds {str(visible)!r}"
-        else:
-            got = "a file"
-        rule = "expected a new path or an empty folder unless overwrite=True (--overwrite)"
-        raise FileExistsError(f"target: {rule}, got {got} at {str(place)!r}")
+        refuse_existing(self._path or self._folder, self._path is not None, self._overwrite)
 
     def _open_array(self) -> _Array:
         if self._current is None:
@@ -303,7 +296,11 @@ class SafetensorsWriter(Writer):
         for tensor in tensors:
             entries[tensor.name] = Span(tensor.dtype, shapes[tensor.name], tensor.nbytes, position)
             position += tensor.nbytes
-        write_all(out, sign(write_header(entries, _shard_metadata(self._shard) | self._metadata)))
+        if self._manifest:
+            header = sign(write_header(entries, _shard_metadata(self._shard) | self._metadata))
+        else:
+            header = write_header(entries, {"format": "pt"} | self._metadata)
+        write_all(out, header)
         spools = {t.name: array.spool for array in self._shard for t in array.tensors.values()}
         for tensor in tensors:
             for offset, length in tensor.extents:

@@ -105,9 +105,13 @@ class BSRArray(CompressedArray):
 
         height, width = self.blocksize
         padded = -(-self._rows // height) * height, -(-self._cols // width) * width
-        index = np.int32 if max(len(self._indices), padded[1]) < 2**31 else np.int64
-        arrays = self._decoded_blocks(), self._indices.astype(index), self._indptr.astype(index)
-        return bsr_array(arrays, shape=padded, blocksize=self.blocksize)
+        return bsr_array(self.scipy_arrays(), shape=padded, blocksize=self.blocksize)
+
+    def scipy_arrays(self) -> tuple[F32, Array, Array]:
+        """(data, indices, indptr) as SciPy has them: float32 blocks, signed indices."""
+        width = self.blocksize[1]
+        index = np.int32 if max(len(self._indices), -(-self._cols // width) * width) < 2**31 else np.int64
+        return self._decoded_blocks(), self._indices.astype(index), self._indptr.astype(index)
 
     def _slice(self, rows: slice, cols: slice) -> Self:
         height, width = self.blocksize

@@ -114,6 +114,10 @@ class CSRArray(CompressedArray):
         """
         from scipy.sparse import csr_array
 
+        return csr_array(self.scipy_arrays(), shape=(self._rows, self._cols))
+
+    def scipy_arrays(self) -> tuple[F32, Array, Array]:
+        """(data, indices, indptr) as SciPy has them: float32 values, signed indices."""
         data, counts = self._blocks, np.diff(self._indptr)
         if self._scales is not None:
             with np.errstate(over="ignore"):
@@ -121,8 +125,7 @@ class CSRArray(CompressedArray):
         elif self._scheme.values != "float32":
             data = codec_of(self._scheme).decode_sparse(data)
         index = np.int32 if max(self.nnz, self._cols) < 2**31 else np.int64
-        arrays = frozen(data), self._indices.astype(index), self._indptr.astype(index)
-        return csr_array(arrays, shape=(self._rows, self._cols))
+        return frozen(data), self._indices.astype(index), self._indptr.astype(index)
 
     def decode_rows(self, start: int, stop: int) -> F32:
         return self._rows_view().decode_rows(start, stop)

@@ -128,6 +128,8 @@ def choose(settings: Sequence[Settings], plan: Callable[[Settings], T], where: s
             plans.setdefault(plan(one), one)
         except FormatError as error:
             errors.append((one, error))
+    # Asymmetric settings fit where there are zero points: then they are what is meant, and never wrong.
+    plans = {one: of for one, of in plans.items() if of.symmetric is False} or plans
     if len(plans) == 1:
         return next(iter(plans))
     if plans:
