@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch interop lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-baseline  the scalar kernels on an emulated processor without AVX (needs qemu-user)"
 	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
 	@echo "make test-torch     the tests of pumice.torch (.venv-torch: torch and transformers, a few minutes to install)"
+	@echo "make interop      our files in transformers and compressed-tensors (.venv-interop: torch too, a few minutes to install)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
@@ -97,6 +98,24 @@ test-torch: $(TORCH)/torch
 	@echo "== running the tests of pumice.torch"
 	@$(TORCH)/bin/python -m pytest -q tests/torch
 
+# compressed-tensors lost its sparse formats in 0.15: the versions before lie in folders beside it.
+INTEROP := .venv-interop
+OLD_CT := 0.12.2 0.14.0
+$(INTEROP)/peers: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(INTEROP) $(INTEROP)/made
+	@echo "== installing torch, transformers and compressed-tensors (minutes)"
+	@$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check transformers accelerate compressed-tensors==0.20.0
+	@for old in $(OLD_CT); do $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(INTEROP)/compressed-tensors-$$old compressed-tensors==$$old || exit 1; done
+	@touch $@
+
+interop: $(INTEROP)/peers
+	@$(MAKE) --no-print-directory VENV=$(INTEROP) $(INTEROP)/with-test
+	@echo "== running the tests with transformers and compressed-tensors"
+	@PUMICE_OLD_COMPRESSED_TENSORS=$(subst $() ,:,$(OLD_CT:%=$(CURDIR)/$(INTEROP)/compressed-tensors-%)) \
+	  $(INTEROP)/bin/python -m pytest -q tests/interop
+
 lint: $(VENV)/with-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -156,4 +175,4 @@ huge: $(VENV)/with-test
 	@$(BIN)/python -m pytest -q -m huge
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist
+	rm -rf $(VENV) $(PEERS) $(TORCH) $(INTEROP) build dist

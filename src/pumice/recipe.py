@@ -18,7 +18,8 @@ from pumice.values import codec_of
 
 KEPT = "kept: already"  # begins the reason why a weight stays quantized as it is
 FALLBACKS = ("adjust", "error", "ignore")
-EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|(^|\.)shared\.weight$|^output\.weight$")
+TABLE = re.compile(r"embed|\bwte\b|\bwpe\b|(^|\.)shared\.weight$")  # of embeddings, whose rows are looked up
+EMBEDDING = re.compile(rf"{TABLE.pattern}|lm_head|^output\.weight$")
 STAYS = re.compile(r"norm|\brouter\b|(^|\.)gate\.weight$", re.IGNORECASE)
 EMBEDDING_SCHEME = Scheme(values="int8")
 

@@ -18,6 +18,7 @@ from pumice.conversion import CHUNK_BYTES
 from pumice.exporting.base import Job, register, rounded
 from pumice.layouts import LAYOUTS, CompactArray, from_parts
 from pumice.model_folder import copy_side_file
+from pumice.recipe import TABLE
 from pumice.report import TensorReport
 from pumice.scheme import Scheme
 from pumice.values.base import Array
@@ -44,7 +45,7 @@ def write_ct(job: Job) -> list[TensorReport]:
                     reports.append(job.write_decoded(writer, name, info))
                 continue
             array = job.reader.array(name)
-            why = None if name in sparse else misfit(name, info_of(array))
+            why = None if name in sparse else _misfit(name, info_of(array))
             if why is not None:
                 reports.append(job.write_decoded(writer, name, info, f"decoded: {why}"))
                 continue
@@ -62,12 +63,25 @@ def write_ct(job: Job) -> list[TensorReport]:
     return reports
 
 
+def _misfit(name: str, info: TensorInfo) -> str | None:
+    """Why a weight has to be decoded, if so."""
+    if TABLE.search(name):
+        return "an embedding, which transformers and vLLM look up in plain tables"
+    return misfit(name, info)
+
+
 def _is_sparse(name: str, info: TensorInfo) -> bool:
     """Whether a weight goes to one of the sparse formats."""
     if not info.compact or "perm" in info.parts:
         return False
     scheme = Scheme.parse(info.dtype)
-    return not scheme.dense and not scheme.terms and scheme.values in DATA and odd_place(name, info) is None
+    return (
+        not scheme.dense
+        and not scheme.terms
+        and scheme.values in DATA
+        and not TABLE.search(name)
+        and odd_place(name, info) is None
+    )
 
 
 def _group_of(scheme: Scheme, *form: str) -> Group | None:
@@ -83,7 +97,8 @@ def _quantization(
         return {}
     quantized = {name for names in groups.values() for name in names}
     ignore = [name for name, info in infos.items() if len(info.shape) == 2 and name not in quantized]
-    return {"quantization_config": quantization_config(groups, ignore, sparsity)}
+    ordered = dict(sorted(groups.items(), key=lambda item: -len(item[1])))  # some loaders take the first for all
+    return {"quantization_config": quantization_config(ordered, ignore, sparsity)}
 
 
 def _write_parts(writer: SafetensorsWriter, name: str, array: CompactArray) -> int:
