@@ -122,6 +122,23 @@ def test_requantizing_is_asked_for(model: Path, tmp_path: Path, capsys: pytest.C
     assert pm.load(four)["fc.weight"].scheme == "int4-g16"
 
 
+def test_export_writes_for_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = str(tmp_path / "small")
+    assert main(["convert", str(model), small, "--scheme", "int4-g16"]) == 0
+    assert main(["export", "dense", small, str(tmp_path / "dense"), "--dtype", "float16"]) == 0
+    assert pm.load(tmp_path / "dense").info("fc.weight").dtype == "F16"
+    assert main(["export", "ct", small, str(tmp_path / "ct")]) == 0
+    assert "embed.weight: decoded: an embedding" in capsys.readouterr().err
+    assert pm.load(tmp_path / "ct")["fc.weight"].scheme == "int4-g16"
+    assert main(["export", "npz", small, str(tmp_path / "out.npz"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {t["name"]: t["scheme"] for t in report["tensors"]}["fc.weight"] == "float32"
+    assert np.load(tmp_path / "out.npz")["fc.weight"].shape == (64, 64)
+    assert main(["export", "npz", small, str(tmp_path / "out.npz")]) == 2
+    with pytest.raises(SystemExit):
+        main(["export", "npz", small, str(tmp_path / "x.npz"), "--dtype", "bfloat16"])
+
+
 def test_exit_codes_say_what_went_wrong(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = str(tmp_path / "s")
     bad = tmp_path / "bad.safetensors"

@@ -6,6 +6,7 @@ tests/golden/make_compressed_tensors.py made the golden files with the package, 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import pumice as pm
 from pumice.checkpoint import open_reader
+from tests.fuzz.mutations import change
 
 Change: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], None]
 GOLDEN = Path(__file__).parent / "golden" / "compressed_tensors"
@@ -246,6 +248,23 @@ def test_files_that_break_a_rule_or_their_config_are_refused(
     with pytest.raises(pm.FormatError, match=message) as caught:
         pm.load(folder)["fc.weight"]
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["pack-4-group-asym", "int-block", "float-channel", "sparse-24-int"])
+def test_a_config_that_changes_at_random_is_refused_or_fits(case: str, tmp_path: Path) -> None:
+    rng = random.Random(case)
+    (tmp_path / "model.safetensors").write_bytes((GOLDEN / case / "model.safetensors").read_bytes())
+    config = (GOLDEN / case / "config.json").read_text()
+    for _ in range(150):
+        table = json.loads(config)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            change(rng, table)
+        (tmp_path / "config.json").write_text(json.dumps(table))
+        try:
+            w = pm.load(tmp_path)["fc.weight"]
+        except pm.FormatError:
+            continue
+        assert w.shape == pm.load(GOLDEN / case)["exact"].shape
 
 
 def test_what_may_be_two_things_is_refused_without_a_config(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from pumice.errors import RecipeError
 from pumice.scheme import AUTO, MIN_GROUP, Scheme, parse_request
 from pumice.values import codec_of
 
+KEYS = {
+    "rule": list, "scheme": str, "keep_embeddings": bool, "group_size_fallback": str, "allow_requantize": bool,
+}  # fmt: skip
 KEPT = "kept: already"  # begins the reason why a weight stays quantized as it is
 FALLBACKS = ("adjust", "error", "ignore")
 TABLE = re.compile(r"embed|\bwte\b|\bwpe\b|(^|\.)shared\.weight$")  # of embeddings, whose rows are looked up
@@ -101,8 +104,7 @@ class Recipe:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{origin}: expected TOML, got an error: {error}") from error
-        flags = {"keep_embeddings": bool, "allow_requantize": bool}
-        _check_keys(table, {"rule": list, "scheme": str, "group_size_fallback": str, **flags}, origin)
+        _check_keys(table, KEYS, origin)
         scheme = table.get("scheme")
         return cls(
             tuple(_rule(entry, f"{origin}, rule {i}") for i, entry in enumerate(table.get("rule", []), 1)),

@@ -7,6 +7,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ SCHEMES = [
     "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8",
     "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8",
     "int4-g32&csr+int8",
+]  # fmt: skip
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOREIGN = [
+    "pack-4-group-asym", "pack-4-stack", "pack-8-channel", "pack-7-channel-asym", "int-group-asym", "float-channel",
+    "sparse-float32", "sparse-int-asym", "sparse-24-int",
 ]  # fmt: skip
 NUMBERS = [
     0,
@@ -77,6 +83,7 @@ def seeds() -> list[bytes]:
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
     files.append(saved(compact | {"t": compact["int8"].T}))
     files.append(saved({"a": np.zeros((0, 3)), "b": np.array(True), "c": np.ones((2, 2), np.float16)}))
+    files += [(GOLDEN / "compressed_tensors" / name / "model.safetensors").read_bytes() for name in FOREIGN]
     return files
 
 

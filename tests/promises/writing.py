@@ -78,6 +78,13 @@ def converted_before(root: Path) -> None:
     shutil.rmtree(root / "old")
 
 
+def exported_before(root: Path) -> None:
+    model_folder(root / "source", NEW)
+    model_folder(root / "old", OLD)
+    pm.export(root / "old", root / "out.npz", "npz")
+    shutil.rmtree(root / "old")
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
     # name: the target, what makes what is there before, the writer
     "new-file": ("a/b/m.safetensors", nothing, saver("a/b/m.safetensors", NEW)),
@@ -88,6 +95,11 @@ SCENARIOS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], objec
     "shards-to-shards": ("m", saver("m", OLD, **SHARDS), saver("m", NEW, **SHARDS)),
     "convert-new": ("out", lambda root: model_folder(root / "source", NEW), convert),
     "convert-shards": ("out", converted_before, convert),
+    "export-npz": (
+        "out.npz",
+        exported_before,
+        lambda root: pm.export(root / "source", root / "out.npz", "npz", overwrite=True),
+    ),
 }
 
 

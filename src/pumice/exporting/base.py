@@ -144,7 +144,7 @@ def export(
         its versions before 0.15 load; what has no place there is decoded.
 
         ``npz``: one archive for `numpy.load` with every array decoded. Into a folder, each csr and bsr weight becomes a
-        file of its own for `scipy.sparse.load_npz`, and ``dense.npz`` holds the rest.
+        file of its own for `scipy.sparse.load_npz`, and ``dense.npz``, which appears last, holds the rest.
     dtype : {"float32", "float16", "bfloat16"}
         Of what is decoded; ``dense`` and ``npz`` also write other floating-point tensors in it.
     overwrite : bool
