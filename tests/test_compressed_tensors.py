@@ -267,6 +267,16 @@ def test_a_config_that_changes_at_random_is_refused_or_fits(case: str, tmp_path:
         assert w.shape == pm.load(GOLDEN / case)["exact"].shape
 
 
+@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON"), ("[1]", "expected a JSON object, got list")])
+def test_a_broken_config_is_named_where_it_is_needed(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    save_file({"a": np.zeros(3)}, tmp_path / "model.safetensors")
+    assert set(pm.load(tmp_path)) == {"a"}
+    (tmp_path / "model.safetensors").write_bytes((GOLDEN / "pack-4-group" / "model.safetensors").read_bytes())
+    with pytest.raises(pm.FormatError, match=f"config.json: {message}"):
+        pm.load(tmp_path)
+
+
 def test_what_may_be_two_things_is_refused_without_a_config(tmp_path: Path) -> None:
     tensors = {
         "fc.weight_packed": np.zeros((3, 1), np.int32),

@@ -16,7 +16,7 @@ FORMATS = (
     "sparse-bitmask", "sparse-24-bitmask",
 )  # fmt: skip
 STRATEGIES = ("tensor", "channel", "group", "block")
-GROUPS_CAP = 1000  # of a config; real ones have a handful
+GROUPS_CAP = 64  # of a config; real ones have a handful
 
 T = TypeVar("T")
 
