@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch interop lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-baseline  the scalar kernels on an emulated processor without AVX (needs qemu-user)"
 	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
 	@echo "make test-torch     the tests of pumice.torch (.venv-torch: torch and transformers, a few minutes to install)"
+	@echo "make test-keras     the tests of pumice.keras on the torch backend (.venv-torch)"
+	@echo "make test-sklearn   the tests of pumice.sklearn"
 	@echo "make interop      our files in transformers and compressed-tensors (.venv-interop: torch too, a few minutes to install)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
@@ -97,6 +99,14 @@ test-torch: $(TORCH)/torch
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/with-test
 	@echo "== running the tests of pumice.torch"
 	@$(TORCH)/bin/python -m pytest -q tests/torch
+
+test-keras: $(TORCH)/torch
+	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/with-test $(TORCH)/with-keras
+	@echo "== running the tests of pumice.keras on its torch backend"
+	@KERAS_BACKEND=torch $(TORCH)/bin/python -m pytest -q tests/keras
+
+test-sklearn: $(VENV)/with-test $(VENV)/with-sklearn
+	@$(BIN)/python -m pytest -q tests/sklearn
 
 # compressed-tensors lost its sparse formats in 0.15: the versions before lie in folders beside it.
 INTEROP := .venv-interop

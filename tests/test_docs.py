@@ -14,7 +14,11 @@ import pumice
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-BRIDGES = ("pumice.torch",)  # what they need is not installed here: their own tests run their examples
+BRIDGES = (
+    "pumice.torch",
+    "pumice.keras",
+    "pumice.sklearn",
+)  # what they need is not installed here: their own tests run their examples
 MODULES = [
     "pumice",
     *(

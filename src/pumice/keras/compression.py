@@ -1,0 +1,153 @@
+"""`compress`: a copy of a model with compact kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from pumice.checkpoint import TensorInfo
+from pumice.keras.layers import CompactConv, CompactDense, CompactEmbedding, CompactLayer
+from pumice.layouts import CompactArray, Transposed
+from pumice.ops import compress as compress_array
+from pumice.options import ACTIVATIONS, check_choice
+from pumice.recipe import Recipe
+from pumice.report import Report, TensorReport
+from pumice.scheme import Scheme
+
+
+def compress(
+    model: keras.Model,
+    scheme: str | Scheme | None = None,
+    *,
+    recipe: Recipe | None = None,
+    tensors: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+    keep_embeddings: bool = False,
+    activations: str = "int16",
+) -> tuple[keras.Model, Report]:
+    """A copy of a model with compact Dense, Embedding, Conv1D and Conv2D layers.
+
+    The copy predicts, saves as ``.keras`` and loads (import `pumice.keras` before). What happens to which kernel is
+    decided by the rules of `pumice.convert`, in which the kernel of a layer is called ``dense_1.weight``. Embeddings
+    become per-row int8 under integer schemes, as there.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built; Sequential or functional.
+    scheme, recipe, tensors, ignore, keep_embeddings
+        As in `pumice.convert`.
+    activations : {"int16", "int8", "float32"}
+        Of the products, as in `pumice.linear`.
+
+    Returns
+    -------
+    model : keras.Model
+    report : Report
+        Scheme, bytes and error of every kernel.
+
+    Raises
+    ------
+    ValueError
+        A model that is not built, or is neither Sequential nor functional.
+
+    Examples
+    --------
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Input((64,)), keras.layers.Dense(32)])
+    >>> compact, report = compress(model, "int8")
+    >>> report.nbytes_before, report.nbytes_after
+    (8192, 2192)
+    """
+    check_choice("activations", activations, ACTIVATIONS)
+    if not model.built:
+        raise ValueError("model: expected one that is built (call it, or model.build(shape)), got one that is not")
+    if not isinstance(model, keras.Sequential | keras.src.models.functional.Functional):
+        raise ValueError(f"model: expected a Sequential or functional model, got a {type(model).__name__}")
+    plan = (recipe or Recipe()).with_options(
+        scheme, tensors=tensors, ignore=tuple(ignore), keep_embeddings=keep_embeddings
+    )
+    if plan.scheme is None and not plan.rules:
+        raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
+    found = dict(kernels(model))
+    infos = {_weight_name(name): TensorInfo(w.shape, "F32", w.nbytes) for name, (_, w) in found.items()}
+    treatments = plan.plan(infos)
+    made: dict[str, CompactArray] = {}
+    reports = []
+    for name, (layer, w) in found.items():
+        treatment = treatments[_weight_name(name)]
+        if treatment.scheme is None:
+            reports.append(TensorReport(name, w.shape, "F32", w.nbytes, w.nbytes, why=treatment.why))
+            continue
+        array = compress_array(w, treatment.scheme)
+        made[layer.name] = array
+        energy = float(np.square(w, dtype=np.float64).sum())
+        noise = float(np.square(w.astype(np.float64) - array.to_dense()).sum())
+        error = math.sqrt(noise / energy) if energy else 0.0
+        reports.append(TensorReport(name, w.shape, array.scheme, w.nbytes, array.nbytes, error, treatment.why))
+    copy = keras.models.clone_model(model, clone_function=lambda layer: _clone(layer, made, activations))
+    for layer, new in zip(
+        model._flatten_layers(include_self=False), copy._flatten_layers(include_self=False), strict=True
+    ):
+        if layer.name not in made and layer.weights and not getattr(layer, "layers", None):
+            new.set_weights(layer.get_weights())
+    return copy, Report(model.name, copy.name, tuple(reports))
+
+
+def _weight_name(name: str) -> str:
+    """As checkpoints call it, for rules: ``dense/kernel`` is the weight of ``dense``."""
+    return name.rpartition("/")[0] + ".weight"
+
+
+def kernels(model: keras.Model) -> Iterator[tuple[str, tuple[Any, np.ndarray[Any, Any]]]]:
+    """(name, (layer, matrix)) of each kernel that a layer here can hold; matrices are (outputs, inputs)."""
+    for layer in model._flatten_layers(include_self=False):
+        matrix = _matrix(layer)
+        if matrix is not None:
+            yield (
+                f"{layer.name}/{'embeddings' if isinstance(layer, keras.layers.Embedding) else 'kernel'}",
+                (layer, matrix),
+            )
+
+
+def _matrix(layer: Any) -> np.ndarray[Any, Any] | None:
+    if isinstance(layer, keras.layers.Embedding):
+        return np.ascontiguousarray(ops.convert_to_numpy(layer.embeddings.value), np.float32)
+    plain = type(layer) in (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
+    if (
+        not plain
+        or getattr(layer, "groups", 1) != 1
+        or getattr(layer, "data_format", "channels_last") != "channels_last"
+    ):
+        return None
+    kernel = ops.convert_to_numpy(layer.kernel.value).astype(np.float32)
+    return np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]).T)
+
+
+def _clone(layer: Any, made: Mapping[str, CompactArray], activations: str) -> Any:
+    array = made.get(layer.name)
+    if array is None:
+        return layer.__class__.from_config(layer.get_config())
+    if isinstance(layer, keras.layers.Embedding):
+        return CompactEmbedding(array, name=layer.name, mask_zero=layer.mask_zero, dtype=layer.dtype_policy)
+    shared = {
+        "name": layer.name, "bias": layer.bias if layer.use_bias else None, "activation": layer.activation,
+        "product": activations, "dtype": layer.dtype_policy,
+    }  # fmt: skip
+    if isinstance(layer, keras.layers.Dense):
+        return CompactDense(array, **shared)
+    keys = ("kernel_size", "strides", "padding", "dilation_rate")
+    conv = {key: list(v) if isinstance(v := getattr(layer, key), tuple) else v for key in keys}
+    return CompactConv(array, conv=conv, **shared)
+
+
+def get_matrix(layer: Any) -> CompactArray | Transposed:
+    """The compact weight of a layer made by `compress`, as Keras orders its axes: (inputs, outputs)."""
+    if not isinstance(layer, CompactLayer):
+        raise TypeError(f"layer: expected one made by pumice.keras.compress, got {type(layer).__name__}")
+    return layer.matrix if isinstance(layer, CompactEmbedding) else layer.matrix.T

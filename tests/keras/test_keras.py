@@ -1,0 +1,189 @@
+"""Keras models with compact layers, masks that hold through fit, and a student that learns."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import pumice as pm
+from pumice.keras import CompactConv, CompactDense, CompactEmbedding, Distiller, PruneCallback, compress, get_matrix
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras and torch with NumPy 2
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((256, 32)).astype(np.float32)
+Y = (X[:, :4].sum(axis=1) > 0).astype(np.int64)
+CONVS = [
+    layers.Conv2D(8, 3, padding="same", activation="relu"),
+    layers.Conv2D(8, (3, 2), strides=2, use_bias=False),
+    layers.Conv2D(8, 3, dilation_rate=2),
+    layers.Conv1D(8, 5, strides=2, padding="same"),
+    layers.Conv1D(8, 3, padding="causal", dilation_rate=2),
+    layers.Conv1D(8, 1),
+]
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([layers.Input((32,)), layers.Dense(48, activation="relu"), layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def decoded(model: keras.Model, compact: keras.Model) -> keras.Model:
+    """A copy of the model with the weights that the compact one stores."""
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    for layer in twin.layers:
+        new = compact.get_layer(layer.name)
+        if isinstance(new, CompactEmbedding):
+            layer.embeddings.assign(new.matrix.to_dense())
+        elif isinstance(new, CompactDense | CompactConv):
+            layer.kernel.assign(new.matrix.to_dense().T.reshape(layer.kernel.shape))
+    return twin
+
+
+@pytest.mark.parametrize("scheme", ["float32", "int8", "int4-g32", "csr", "bitmask+int8", "bsr-4x4"])
+def test_dense_layers_compute_with_their_decoded_kernels(scheme: str) -> None:
+    model = network()
+    compact, report = compress(model, scheme, activations="float32")
+    assert [type(layer) for layer in compact.layers] == [CompactDense, CompactDense]
+    np.testing.assert_allclose(compact.predict(X, verbose=0), decoded(model, compact).predict(X, verbose=0), atol=1e-4)
+    assert [t.name for t in report.tensors] == [f"{layer.name}/kernel" for layer in model.layers]
+    first = compact.layers[0]
+    expected = pm.compress(model.layers[0].get_weights()[0], scheme, in_axis=0)
+    np.testing.assert_array_equal(get_matrix(first).to_dense(), expected.to_dense())
+
+
+@pytest.mark.parametrize("conv", CONVS, ids=lambda c: str(c.get_config()["kernel_size"]) + c.padding)
+def test_convolutions_compute_with_their_decoded_kernels(conv: layers.Layer) -> None:
+    shape = (13, 3) if isinstance(conv, layers.Conv1D) else (13, 11, 3)
+    model = keras.Sequential([layers.Input(shape), conv.__class__.from_config(conv.get_config())])
+    x = RNG.standard_normal((4, *shape)).astype(np.float32)
+    compact, _ = compress(model, "int8", activations="float32")
+    assert isinstance(compact.layers[0], CompactConv)
+    assert compact.output_shape == model.output_shape
+    np.testing.assert_allclose(compact.predict(x, verbose=0), decoded(model, compact).predict(x, verbose=0), atol=1e-4)
+
+
+def test_embeddings_and_functional_models() -> None:
+    ids = layers.Input((7,), dtype="int32")
+    x = layers.Embedding(50, 32, mask_zero=True)(ids)
+    x = layers.GlobalAveragePooling1D()(x)
+    y = layers.add([layers.Dense(32)(x), x])
+    model = keras.Model(ids, layers.Dense(3, activation="softmax")(layers.LayerNormalization()(y)))
+    compact, report = compress(model, "int4-g32", activations="float32")
+    assert {t.scheme for t in report.tensors} == {"int8", "int4-g32"}
+    batch = RNG.integers(0, 50, (5, 7))
+    np.testing.assert_allclose(
+        compact.predict(batch, verbose=0), decoded(model, compact).predict(batch, verbose=0), atol=1e-5
+    )
+    assert report.nbytes_after < 0.35 * report.nbytes_before
+
+
+def test_a_compact_model_is_saved_small_and_loaded(tmp_path: Path) -> None:
+    model = network()
+    compact, _ = compress(model, "int4-g32")
+    compact.save(tmp_path / "compact.keras")
+    again = keras.models.load_model(tmp_path / "compact.keras", compile=False)
+    np.testing.assert_array_equal(again.predict(X, verbose=0), compact.predict(X, verbose=0))
+    assert again.layers[0].matrix.scheme == "int4-g32"
+
+
+def test_rules_are_those_of_convert() -> None:
+    model = network()
+    names = [layer.name for layer in model.layers]
+    compact, report = compress(model, "int8", ignore=[names[1]])
+    assert [type(layer) for layer in compact.layers] == [CompactDense, layers.Dense]
+    np.testing.assert_array_equal(compact.layers[1].get_weights()[0], model.layers[1].get_weights()[0])
+    assert report.tensors[1].scheme == "F32"
+    with pytest.raises(pm.RecipeError, match="--tensor: expected a pattern that finds"):
+        compress(model, "int8", tensors={"nothing": "int8"})
+
+
+@pytest.mark.parametrize(
+    "optimizer", [keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.1, momentum=0.9)], ids=["adam", "sgd"]
+)
+def test_pruned_kernels_and_their_slots_stay_zero_through_fit(optimizer: keras.Optimizer) -> None:
+    model = network()
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callback = PruneCallback(0.75, stop=10)
+    history = model.fit(X, Y, batch_size=32, epochs=4, verbose=0, callbacks=[callback])
+    for layer in model.layers:
+        kernel = layer.get_weights()[0]
+        assert np.count_nonzero(kernel == 0) == int(0.75 * kernel.size)
+        slots = list(callback._slots(layer.kernel))
+        assert slots
+        for slot in slots:
+            assert not keras.ops.convert_to_numpy(slot.value)[kernel == 0].any()
+    assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+def test_patterns_lie_along_the_inputs() -> None:
+    model = network()
+    model.fit(X, Y, batch_size=64, verbose=0, callbacks=[PruneCallback(0.5, pattern="2:4", match=model.layers[0].name)])
+    compact, _ = compress(model, tensors={model.layers[0].name: "2:4+int8"})
+    assert compact.layers[0].matrix.scheme == "2:4+int8"
+    assert compact.layers[0].matrix.density <= 0.5
+
+
+def test_a_student_learns_from_its_teacher() -> None:
+    teacher = network()
+    teacher.fit(X, Y, epochs=12, batch_size=32, verbose=0)
+    before = teacher.get_weights()
+    keras.utils.set_random_seed(1)
+    student = keras.Sequential([layers.Input((32,)), layers.Dense(8, activation="relu"), layers.Dense(2)])
+    distiller = Distiller(student, teacher, temperature=3.0, alpha=0.1)
+    distiller.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = distiller.fit(X, Y, epochs=12, batch_size=32, verbose=0).history["loss"]
+    assert history[-1] < 0.5 * history[0]
+    agree = np.mean(student.predict(X, verbose=0).argmax(1) == teacher.predict(X, verbose=0).argmax(1))
+    assert agree > 0.9
+    for a, b in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weight_lists_take_an_explicit_axis() -> None:
+    model = network()
+    small = pm.compress(model.get_weights(), "int8", in_axis=0)
+    assert small[1] is not None
+    assert small[0].shape == (32, 48)
+    y = np.maximum(X @ small[0] + small[1], 0) @ small[2] + small[3]
+    np.testing.assert_allclose(y, model.predict(X, verbose=0), atol=0.05)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="model: expected one that is built"):
+        compress(keras.Sequential([layers.Dense(3)]), "int8")
+    with pytest.raises(ValueError, match="scheme: expected a scheme, a recipe or tensors, got none"):
+        compress(model)
+    with pytest.raises(ValueError, match=r"sparsity: expected a number in \[0, 1\], got 2"):
+        PruneCallback(2)
+    with pytest.raises(ValueError, match="stop: expected 0 <= start <= stop"):
+        PruneCallback(0.5, start=3, stop=1)
+    with pytest.raises(ValueError, match="match: expected a pattern that finds a kernel"):
+        model.fit(X, Y, verbose=0, callbacks=[PruneCallback(0.5, match="nothing")])
+    with pytest.raises(ValueError, match="temperature: expected"):
+        Distiller(model, model, temperature=-1)
+    with pytest.raises(ValueError, match="alpha: expected"):
+        Distiller(model, model, alpha=2)
+    wide = keras.Sequential([layers.Input((32,)), layers.Dense(3)])
+    distiller = Distiller(model, wide)
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="teacher: expected logits"):
+        distiller.fit(X, Y, verbose=0)
+    with pytest.raises(TypeError, match="layer: expected one made by pumice.keras.compress"):
+        get_matrix(model.layers[0])
+
+
+@pytest.mark.parametrize("name", ["layers", "compression", "training"])
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(f"pumice.keras.{name}")
+    assert doctest.testmod(module).failed == 0
