@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,22 @@ def test_infinities_and_nans_of_plain_tensors_stay(tmp_path: Path) -> None:
     pm.save(tmp_path / "a.safetensors", {"mask": mask})
     pm.export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "dense", dtype="bfloat16")
     np.testing.assert_array_equal(pm.load(tmp_path / "b.safetensors")["mask"], mask)
+
+
+@pytest.mark.parametrize(("format", "name"), [("dense", "b.safetensors"), ("npz", "b.npz")])
+def test_memory_stays_near_a_chunk(format: str, name: str, tmp_path: Path) -> None:
+    script = f"""
+import resource, sys
+import numpy as np, pumice as pm
+from pumice import exporting
+exporting.base.CHUNK_BYTES = 2 << 20
+path = sys.argv[1]
+w = pm.compress(np.random.default_rng(0).standard_normal((512, 1024), np.float32), "int4-g128")
+pm.save(path + "/a.safetensors", {{"big": pm.concatenate([w] * 32)}})  # 67 MB as float32
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pm.export(path + "/a.safetensors", path + "/{name}", "{format}")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (tmp_path / name).stat().st_size > 67_000_000
+    assert int(done.stdout) < 32 << 10  # KiB: the mapped source, 9 MB, and some chunks
