@@ -315,6 +315,12 @@ def test_zero_points_of_symmetric_weights_are_read_where_they_are_0(tmp_path: Pa
     assert pm.load(folder)["fc.weight"].scheme == "int8"
 
 
+def test_bytes_of_other_shapes_stay_tensors_where_no_config_speaks_of_them(tmp_path: Path) -> None:
+    tensors = {"conv.weight": np.ones((4, 3, 3), np.int8), "conv.weight_scale": np.ones((4, 1), np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert set(pm.load(tmp_path)) == set(tensors)
+
+
 def test_a_file_of_ours_says_itself_what_its_tensors_are(tmp_path: Path) -> None:
     arrays = {"fc.weight": np.ones((4, 4), np.int8), "fc.weight_scale": np.ones((4, 1), np.float32)}
     pm.save(tmp_path / "m.safetensors", arrays)

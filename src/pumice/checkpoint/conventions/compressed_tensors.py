@@ -68,6 +68,8 @@ class CompressedTensorsConvention(Convention):
         for prefix in packed:
             yield _Module(container, free, prefix, config).packed()
         for prefix in bytewise:
+            if not config.settings and len(container.entry(prefix + "weight").shape) != 2:
+                continue  # such as a quantized convolution of others: its tensors are what they are
             yield _Module(container, free, prefix, config).bytewise()
 
 
