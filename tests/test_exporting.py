@@ -124,6 +124,14 @@ def test_ct_of_2_4_weights_alone_is_sparse_24_bitmask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(m[name].to_dense(), array.to_dense())
 
 
+def test_ct_in_a_folder_has_a_config_even_where_the_source_has_none(tmp_path: Path) -> None:
+    pm.save(tmp_path / "a.safetensors", {"fc.weight": pm.compress(pruned(4, 4), "int8")})  # one word: int4 or int8?
+    pm.export(tmp_path / "a.safetensors", tmp_path / "out", "ct")
+    pm.export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "ct")
+    assert pm.load(tmp_path / "out")["fc.weight"].scheme == "int8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "out"]
+
+
 @pytest.mark.parametrize("case", ["sparse-float32", "sparse-bfloat16", "sparse-24-float16", "sparse-24-bfloat16"])
 def test_sparse_weights_get_the_bytes_that_compressed_tensors_wrote(case: str, tmp_path: Path) -> None:
     pm.save(tmp_path / "a.safetensors", {"fc.weight": pm.load(GOLDEN / case)["fc.weight"]})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 WEIGHT_SUFFIXES = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".gguf", ".msgpack", ".tflite", ".npz",
 }  # fmt: skip
+CONFIG = "config.json"
 SETTINGS = {"quantize_config.json", "quant_config.json"}  # of a quantization, beside the weights
 QUANTIZED = ("quantization_config", "compression_config", "pumice")  # what config.json says of it
 
@@ -35,12 +36,16 @@ def side_files(source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, 
 def copy_side_file(source: Path, name: str, config: Callable[[dict[str, Any]], dict[str, Any]], out: IO[bytes]) -> None:
     """Write one of them. What the model's config.json says of the weights' quantization goes, and `config` adds to the
     rest; one that is no JSON object is copied as it is."""
-    if name == "config.json" and (table := _table(source / name)) is not None:
-        rest = {key: value for key, value in table.items() if key not in QUANTIZED}
-        out.write(json.dumps(config(rest), indent=2, ensure_ascii=False).encode() + b"\n")
+    if name == CONFIG and (table := _table(source / name)) is not None:
+        write_config(config({key: value for key, value in table.items() if key not in QUANTIZED}), out)
         return
     with (source / name).open("rb") as file:
         shutil.copyfileobj(file, out)
+
+
+def write_config(table: Mapping[str, Any], out: IO[bytes]) -> None:
+    """Write config.json."""
+    out.write(json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _table(path: Path) -> dict[str, Any] | None:

@@ -47,6 +47,10 @@ class Job:
     copied: tuple[str, ...]
     tally: Tally
 
+    def into_folder(self, suffix: str = ".safetensors") -> bool:
+        """Whether the target is a folder, and not a file, whose name would end in `suffix`."""
+        return self.target.is_dir() or self.target.suffix != suffix
+
     def infos(self) -> dict[str, TensorInfo]:
         """All arrays of the source."""
         return {name: self.reader.info(name) for name in self.reader.names()}

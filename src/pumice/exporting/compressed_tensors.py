@@ -17,7 +17,7 @@ from pumice.checkpoint.compressed_tensors import BYTES, WEIGHT, Group, misfit, o
 from pumice.conversion import CHUNK_BYTES
 from pumice.exporting.base import Job, register, rounded
 from pumice.layouts import LAYOUTS, CompactArray, from_parts
-from pumice.model_folder import copy_side_file
+from pumice.model_folder import CONFIG, copy_side_file, write_config
 from pumice.recipe import TABLE
 from pumice.report import TensorReport
 from pumice.scheme import Scheme
@@ -59,6 +59,8 @@ def write_ct(job: Job) -> list[TensorReport]:
         config = _quantization(infos, groups, kind.config(sparse) if sparse else None)
         for file in job.copied:
             writer.attach(file, partial(copy_side_file, job.source, file, lambda rest: rest | config))
+        if config and CONFIG not in job.copied and job.into_folder():
+            writer.attach(CONFIG, partial(write_config, config))
         writer.commit()
     return reports
 

@@ -31,7 +31,7 @@ def write_npz(job: Job) -> list[TensorReport]:
     if job.dtype == "bfloat16":
         raise ValueError("dtype: expected float32 or float16, which NumPy has, got 'bfloat16'")
     infos = job.infos()
-    single = job.target.suffix == SUFFIX and not job.target.is_dir()
+    single = not job.into_folder(SUFFIX)
     sparse = [] if single else [name for name, info in infos.items() if info.compact and _is_scipy(info)]
     files = [_file_name(name) for name in sparse]
     if len({REST, *files}) <= len(files):
