@@ -277,6 +277,12 @@ def test_a_broken_config_is_named_where_it_is_needed(text: str, message: str, tm
         pm.load(tmp_path)
 
 
+@pytest.mark.parametrize("case", ["pack-4-group-8", "pack-4-tensor"])
+def test_what_is_beyond_float32_is_infinite_and_no_event(case: str, tmp_path: Path) -> None:
+    folder = changed(case, tmp_path, tensor("fc.weight_scale", lambda s: np.full_like(s, 1e38)))
+    assert np.isinf(dense(pm.load(folder)["fc.weight"])).any()
+
+
 def test_what_may_be_two_things_is_refused_without_a_config(tmp_path: Path) -> None:
     tensors = {
         "fc.weight_packed": np.zeros((3, 1), np.int32),

@@ -247,7 +247,8 @@ class _Module:
             zeros = grid.per_row(widen(self.container.read(self.name + "_zero_point"), entry.dtype), shape[0])
             if np.any(zeros.astype(np.float32)):
                 raise FormatError(None, None, "float weights without zero points", "some that are not 0")
-        w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
+        with np.errstate(over="ignore", under="ignore"):  # an infinity is a value, as in every decoder
+            w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
         return w
 
     def _array(self, plan: Plan, codes: NDArray[np.uint8], scales: Array) -> CompactArray | F32:
