@@ -89,12 +89,13 @@ class _Export:
         return Piece(name, encoded.shape, encoded.type_id, encoded.nbytes, chunks)
 
     def _encoded(self, theirs: str, order: NDArray[np.int64] | None) -> Encoded:
-        info, array = self._weights.info(theirs), self._weights.array(theirs)
+        info = self._weights.info(theirs)
         dtype = info.parts.get("", info.dtype)  # compact arrays of plain numbers have one part, themselves
         if dtype in NUMBERS:
-            return Numbers(array.to_dense() if info.compact else array, dtype, order)
+            return Numbers(partial(self._weights.rows, theirs), info.shape, dtype, order)
         if not info.compact:
             raise PumiceError(f"{theirs}: expected dense integers, {', '.join(NUMBERS)}, got {dtype}")
+        array = self._weights.array(theirs)
         try:
             return Blocks(array, order, allow_rounding=self._job.allow_rounding)
         except PumiceError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,17 +66,19 @@ class Numbers(Encoded):
 
     Parameters
     ----------
-    values
-        As a reader gives them.
-    dtype
-        "F32", "F16" or "BF16".
+    read
+        Rows [start, stop) in float32, as `Reader.rows` gives them.
+    shape, dtype
+        "F32", "F16" or "BF16", which holds all values.
     order
         The rows as the file shall have them; by default as they are.
     """
 
-    def __init__(self, values: NDArray[Any], dtype: str, order: NDArray[np.int64] | None) -> None:
-        self.shape, self._values, self._order = values.shape, np.atleast_1d(values), order
-        self._dtype = dtype if len(self.shape) > 1 else "F32"
+    def __init__(
+        self, read: Callable[[int, int], F32], shape: tuple[int, ...], dtype: str, order: NDArray[np.int64] | None
+    ) -> None:
+        self.shape, self._read, self._order = shape, read, order
+        self._dtype = dtype if len(shape) > 1 else "F32"
         self.type_id = NUMBERS[self._dtype]
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
@@ -84,8 +88,13 @@ class Numbers(Encoded):
         return values.astype(np.float16) if self._dtype == "F16" else values
 
     def exact(self, start: int, stop: int) -> F32:
-        values = self._values[start:stop] if self._order is None else self._values[self._order[start:stop]]
-        return np.ascontiguousarray(values, np.float32)
+        if self._order is not None:
+            return np.ascontiguousarray(self._whole[self._order[start:stop]])
+        return np.ascontiguousarray(self._read(start, stop), np.float32)
+
+    @cached_property
+    def _whole(self) -> F32:
+        return self._read(0, self.shape[0])
 
 
 class Blocks(Encoded):
