@@ -72,7 +72,7 @@ class _Export:
         return fields + [number_field(key, value) for key, value in numbers.items()]
 
     def _piece(self, name: str, theirs: str | None, order: NDArray[np.int64] | None) -> Piece:
-        tensor = self._model.table[name]
+        tensor = self._model.tensor(name)
         if theirs is None:
             nbytes = len(self._model.raw(name))  # refuses a type whose size nobody knows
             self.reports[name] = TensorReport(
@@ -122,18 +122,24 @@ class _Export:
                     rounding.add(written, exact)
                 if self._job.check:
                     distance.add(written, self._model.rows(name, start, stop))
-        self._job.tally.add(theirs, self._weights.info(theirs).nbytes)
         report = self.reports[name]
         if encoded.rounded:
             report = replace(report, error=rounding.value)
         if self._job.check:
-            if distance.value > 1:
-                rule = f"{theirs}: expected weights like the template's {name!r}"
-                got = f"some that are {distance.value:.3g} of their size away"
-                raise PumiceError(f"{rule}, got {got}: another model, or rows in another order?")
-            far = f"{distance.value:.3g} from the template's"
-            report = replace(report, why=f"{report.why}, {far}" if report.why else far)
+            report = replace(
+                report, why=", ".join(filter(None, (report.why, _distance_said(name, theirs, distance.value))))
+            )
         self.reports[name] = report
+        self._job.tally.add(theirs, self._weights.info(theirs).nbytes)
+
+
+def _distance_said(name: str, theirs: str, distance: float) -> str:
+    """How far a weight is from the template's; PumiceError where zeros are nearer."""
+    if not distance <= 1:  # NaN, too
+        rule = f"{theirs}: expected weights like the template's {name!r}"
+        got = f"some that are {distance:.3g} of their size away"
+        raise PumiceError(f"{rule}, got {got}: another model, or rows in another order?")
+    return f"{distance:.3g} from the template's"
 
 
 class _Error:
@@ -156,14 +162,14 @@ class _Error:
 def _places(weights: Reader, model: GGUFReader) -> dict[str, tuple[str, NDArray[np.int64] | None]]:
     """Name in the template -> name in the source and order of rows. PumiceError for a weight without a place."""
     places: dict[str, tuple[str, NDArray[np.int64] | None]] = {}
-    lost = []
+    lost, table = [], model.table
     for theirs in weights.names():
         place: Place | None = Place(theirs)
-        if theirs not in model.table:
+        if theirs not in table:
             shape = weights.info(theirs).shape
             llama = model.fields.get("general.architecture") == "llama"
             place = llama_place(theirs, shape[0] if shape else 1, model.fields) if llama else None
-        if place is None or place.name not in model.table:
+        if place is None or place.name not in table:
             lost += [] if theirs.endswith(NO_WEIGHTS) else [theirs]
         elif place.name in places:
             raise PumiceError(
