@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -342,3 +344,22 @@ def test_a_gguf_file_is_a_source_too(tmp_path: Path) -> None:
     export_gguf(tmp_path / "c.safetensors", tmp_path / "c.gguf", tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "c.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_memory_stays_near_a_chunk(tmp_path: Path, check: bool) -> None:
+    w = pm.compress(RNG.standard_normal((512, 1024), np.float32), "int4-g128")
+    pm.save(tmp_path / "s.safetensors", {"w": pm.concatenate([w] * 32)})  # 67 MB as float32
+    template(tmp_path / "t.gguf", {"w": np.tile(w.to_dense().astype(np.float16), (32, 1))})
+    script = f"""
+import resource, sys
+import pumice as pm
+folder = sys.argv[1]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pm.export(folder + "/s.safetensors", folder + "/o.gguf", "gguf", template=folder + "/t.gguf", check={check})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (tmp_path / "o.gguf").stat().st_size > 9_000_000
+    mapped = (9 + 34 * check) << 10  # KiB: the source, and the template where it is read
+    assert int(done.stdout) < mapped + (40 << 10)

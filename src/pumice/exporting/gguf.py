@@ -22,7 +22,7 @@ from pumice.errors import PumiceError
 from pumice.exporting.base import Job, register
 from pumice.report import TensorReport
 
-CHUNK = 1 << 22  # weights that are encoded at a time
+CHUNK = 1 << 20  # weights that are encoded at a time
 COPY_AT_ONCE = 4 << 20
 FILE_TYPES = {0: 0, 1: 1, 2: 2, 3: 3, 8: 7, 6: 8, 7: 9, 30: 32}  # type of most weights -> llama.cpp's general.file_type
 QUANTIZATION_VERSION = 2
