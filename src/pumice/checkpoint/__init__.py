@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pumice.checkpoint.base import Reader, TensorInfo, Writer, open_reader
+from pumice.checkpoint.gguf import GGUFReader
 from pumice.checkpoint.numpy_files import NumpyReader
 from pumice.checkpoint.safetensors import SafetensorsReader
 from pumice.checkpoint.store import Checkpoint, load, save
@@ -12,6 +13,7 @@ from pumice.checkpoint.writer import SafetensorsWriter
 
 __all__ = [
     "Checkpoint",
+    "GGUFReader",
     "NumpyReader",
     "Reader",
     "SafetensorsReader",

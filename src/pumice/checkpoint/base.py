@@ -107,6 +107,11 @@ class Reader(ABC):
         """The free text entries of the file, as they stand there."""
 
     @property
+    def fields(self) -> Mapping[str, Any]:
+        """`metadata` with types, of a format that has any."""
+        return self.metadata
+
+    @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors; empty for one read from memory."""

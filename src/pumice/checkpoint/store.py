@@ -183,6 +183,11 @@ class Checkpoint(Mapping[str, Any]):
         """The text entries of the file."""
         return self._reader.metadata
 
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The entries with their types, of a format that has any: in GGUF int, float, bool, str, arrays."""
+        return self._reader.fields
+
     def info(self, name: str) -> TensorInfo:
         """Shape, dtype or scheme, and bytes, from the headers alone."""
         return self._reader.info(name)
