@@ -28,6 +28,7 @@ def target(blob: bytes) -> str:
 
     try:
         with pm.load(blob) as m:
+            dict(m.fields)
             for name in m:
                 m.info(name)
                 value = m[name]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf_bytes import model as gguf_model
 
 import pumice as pm
 
@@ -77,13 +78,14 @@ def saved(arrays: dict[str, Any]) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    """A small file of each scheme, one of all of them, and plain ones."""
+    """A small file of each scheme, one of all of them, plain ones, and GGUF."""
     w = pm.prune(np.random.default_rng(0).standard_normal((12, 32)).astype(np.float32), pattern="2:4")
     compact = {scheme: pm.compress(w, scheme) for scheme in SCHEMES}
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
     files.append(saved(compact | {"t": compact["int8"].T}))
     files.append(saved({"a": np.zeros((0, 3)), "b": np.array(True), "c": np.ones((2, 2), np.float16)}))
     files += [(GOLDEN / "compressed_tensors" / name / "model.safetensors").read_bytes() for name in FOREIGN]
+    files += [gguf_model()] * 3  # as often as others: nearly all of its bytes are its header
     return files
 
 

@@ -21,6 +21,7 @@ import pytest
 import pumice as pm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+from gguf_bytes import model
 from mutations import saved
 
 FUZZ = Path(__file__).parents[1] / "fuzz" / "fuzz.py"
@@ -45,6 +46,31 @@ def test_a_64_kib_file_cut_at_any_length_is_refused(count: Count) -> None:
         with pytest.raises(pm.FormatError):
             pm.load(blob[:length])
     count("truncations", len(blob))
+
+
+def test_a_gguf_file_cut_or_flipped_anywhere_is_read_or_refused(long: bool, count: Count) -> None:
+    """GGUF has no checksums, so a flipped weight is not found; but nothing else than a FormatError happens."""
+    blob = bytearray(model())
+    for length in range(len(blob)):
+        with pytest.raises(pm.FormatError):
+            pm.load(bytes(blob[:length]))
+    slowest, refused = 0.0, 0
+    bits = range(0, 8 * len(blob), 1 if long else 11)
+    for bit in bits:
+        blob[bit // 8] ^= 1 << bit % 8
+        start = time.thread_time()
+        try:
+            with pm.load(bytes(blob)) as m:
+                dict(m.fields)
+                for name in m.keys() - {"codebook"}:
+                    m[name]
+        except pm.FormatError:
+            refused += 1
+        slowest = max(slowest, time.thread_time() - start)
+        blob[bit // 8] ^= 1 << bit % 8
+    assert refused > len(bits) // 5, "most bits of the header matter"
+    assert slowest < 0.05
+    count("flipped bits of GGUF", f"{len(bits)}, {refused} refused, the slowest {1e3 * slowest:.1f} ms")
 
 
 def missed(bits: Iterable[int]) -> list[int]:

@@ -234,7 +234,8 @@ def _tensor(
     if form is None:
         nbytes = 0  # nobody knows
     else:
-        if (shape[-1] if shape else 1) % form.weights:
+        whole = form.weights == 1 or (len(shape) > 0 and shape[-1] % form.weights == 0 and 0 not in shape[1:])
+        if not whole:  # nor are there rows without columns: their scales would be any number of bytes
             fail(source, name, f"columns in multiples of {form.weights} for {form.name}", f"shape {shape}")
         nbytes = count // form.weights * form.nbytes
     begin = start + offset
