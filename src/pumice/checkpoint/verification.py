@@ -94,6 +94,8 @@ def verify_reader(reader: Reader, path: str) -> VerifyReport:
             with_digest = digests.keys() & shard.entries.keys()
             checked += len(with_digest - {error.tensor for error in found})
             unchecked += shard.entries.keys() - with_digest
+    else:
+        unchecked += reader.names()
     for name in reader.names():
         if not reader.info(name).compact:
             continue

@@ -40,6 +40,17 @@ def spread(stored: Array, bits: int, run: int) -> NDArray[np.uint8]:
     return codes.reshape(len(stored), -1)
 
 
+def gather(codes: NDArray[np.uint8], records: Array) -> None:
+    """Write unsigned codes (..., 32) to records of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0: what their `decode` reads."""
+    if records["codes"].shape[-1] == 32:
+        records["codes"] = codes ^ np.uint8(0x80)
+        return
+    low = codes & np.uint8(15)
+    records["codes"] = low[..., :16] | low[..., 16:] << np.uint8(4)
+    if "high" in (records.dtype.names or ()):
+        records["high"] = np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little")
+
+
 def float32_products(factor: Array, integers: Array) -> NDArray[np.float32]:
     """Scales that are stored as one float16 for the block times a small integer for each group."""
     return factor.astype(np.float32)[:, None] * integers.astype(np.float32)

@@ -38,8 +38,9 @@ UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
 
 @dataclass(frozen=True)
 class Field:
-    """Where a value is, in bytes of the file; `count` is None unless it is an array."""
+    """Where a value is, in bytes of the file, and where its key begins; `count` is None unless it is an array."""
 
+    start: int
     kind: int
     begin: int
     end: int
@@ -74,6 +75,11 @@ class Fields(Mapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._fields
+
+    def raw(self, key: str) -> memoryview:
+        """The bytes of a key and its value, as the file has them."""
+        field = self._fields[key]
+        return self._head[field.start : field.end]
 
     def texts(self) -> dict[str, str]:
         """All that are no arrays, as text: "llama", "32", "1e-05", "true"."""

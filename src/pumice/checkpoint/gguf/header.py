@@ -71,10 +71,10 @@ def read_header(source: Source) -> Header:
     count, keys = _counts(head)
     fields = {}
     for _ in range(keys):
-        name = head.text("a key", NAME_CAP)
+        start, name = head.at, head.text("a key", NAME_CAP)
         if name in fields:
             fail(source, name, "every key once", "a duplicate key")
-        fields[name] = head.field(name)
+        fields[name] = head.field(name, start)
     alignment = _alignment(fields, head)
     table: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(count):
@@ -126,14 +126,14 @@ class _Head:
         except UnicodeDecodeError as error:
             fail(self.source, None, f"{what} in UTF-8 at byte {at}", f"byte {error.start} is not")
 
-    def field(self, name: str) -> Field:
+    def field(self, name: str, start: int) -> Field:
         """Find where a value ends; scalars are checked here, arrays when they are asked for."""
         kind = self._kind(name)
         if kind == STRING:
             at = self.take(self.u64(name), name)
-            return Field(kind, at, self.at)
+            return Field(start, kind, at, self.at)
         if kind != ARRAY:
-            return Field(kind, self.take(KINDS[kind].nbytes, name), self.at)
+            return Field(start, kind, self.take(KINDS[kind].nbytes, name), self.at)
         element = self._kind(name)
         if element == ARRAY:
             fail(self.source, name, "an array of numbers or texts", "an array of arrays")
@@ -147,7 +147,7 @@ class _Head:
             self._skip_texts(name, count)
         else:
             self.take(count * least, name)
-        return Field(element, begin, self.at, count)
+        return Field(start, element, begin, self.at, count)
 
     def _kind(self, name: str) -> int:
         kind = self.u32(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from pumice.checkpoint.gguf.header import MAGIC, OLD_MAGICS, Header, Tensor, fai
 from pumice.checkpoint.source import Buffer, Source
 from pumice.errors import FormatError
 from pumice.scheme import Scheme
-from pumice.values.base import codec_of
+from pumice.values.base import codec_of, matrix_shape
 
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 CHUNK = 1 << 22  # weights that are unpacked at a time
@@ -105,6 +104,16 @@ class GGUFReader(Reader):
     def files(self) -> tuple[Path, ...]:
         return tuple(file.path for file in self._files if file.path is not None)
 
+    @property
+    def table(self) -> Mapping[str, Tensor]:
+        """The tensor table, in the order of the file."""
+        return {name: file.header.tensors[name] for name, file in self._file_of.items()}
+
+    @property
+    def alignment(self) -> int:
+        """What offsets are multiples of."""
+        return self._files[0].header.alignment
+
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._file_of))
 
@@ -169,7 +178,7 @@ class GGUFReader(Reader):
             self._refuse(name, tensor)
         flat, shape = self._bytes(name, tensor, start, stop)
         try:
-            return layouts.from_parts(form.scheme, shape, _parts(flat, form, shape))
+            return compact_array(flat, form, shape)
         except FormatError as error:
             where = self._file_of[name].source.name
             raise FormatError(where, name, error.rule, error.got, error.hint) from error
@@ -187,11 +196,11 @@ class GGUFReader(Reader):
             file.source.close()
 
 
-def _parts(flat: NDArray[np.uint8], form: BlockType, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
-    """The parts of the compact array, from the bytes of its blocks; `CHUNK` weights are unpacked at a time."""
+def compact_array(flat: NDArray[np.uint8], form: BlockType, shape: tuple[int, ...]) -> layouts.CompactArray:
+    """The array of which these are the bytes; `CHUNK` weights are unpacked at a time."""
     assert form.scheme is not None and form.decode is not None and form.record is not None
     scheme = Scheme.parse(form.scheme)
-    codec, rows, cols = codec_of(scheme), shape[0], math.prod(shape[1:])
+    codec, rows, cols = codec_of(scheme), *matrix_shape(shape)
     arrays = {
         part: np.empty(size, _stored(form, dtype)) for part, (dtype, size) in codec.form(scheme, rows, cols).items()
     }
@@ -203,7 +212,7 @@ def _parts(flat: NDArray[np.uint8], form: BlockType, shape: tuple[int, ...]) -> 
         decoded |= codec.pack(decoded.pop("codes").reshape(b - a, cols))
         for part, values in decoded.items():
             arrays[part][a:b] = values.reshape(b - a, -1)
-    return codec.to_parts(arrays, shape)
+    return layouts.from_parts(scheme, shape, codec.to_parts(arrays, shape))
 
 
 def _stored(form: BlockType, dtype: Any) -> Any:
