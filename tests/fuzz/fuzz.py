@@ -34,8 +34,8 @@ def target(blob: bytes) -> str:
                 value = m[name]
                 if not isinstance(value, pm.CompactArray):
                     continue
-                if value.size > 1 << 20:
-                    continue  # more than the bytes: a matrix of zeros may be as large as its shape says
+                if max(value.size, *value.shape) > 1 << 20:
+                    continue  # more than the bytes: zeros, or no rows, may be as large as the shape says
                 value.to_dense()
                 if value.ndim == 2:
                     np.ones((2, value.shape[1]), np.float32) @ value.T

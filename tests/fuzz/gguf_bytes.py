@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, TEXT, ARRAY, U64, I64, F64 = range(13)
-Q4_0, Q8_0, Q4_K, IQ4_NL = 2, 8, 12, 20
+Q4_0, Q8_0, Q4_K = 2, 8, 12
 
 
 def u32(number: int) -> bytes:
@@ -62,11 +62,9 @@ def model() -> bytes:
         array("tokenizer.tokens", TEXT, 3, text("<s>") + text("") + text("é")),
         array("tokenizer.scores", F32, 3, struct.pack("<3f", 0, -1, -2)),
     ]
-    blocks = {"q4": Q4_0, "q8": Q8_0, "k": Q4_K, "codebook": IQ4_NL}
-    sizes = {"q4": (18, 32, 2), "q8": (34, 32, 2), "k": (144, 256, 1), "codebook": (18, 32, 1)}  # bytes, columns, rows
+    blocks = {"q4": (Q4_0, 18, 32, 2), "q8": (Q8_0, 34, 32, 2), "k": (Q4_K, 144, 256, 1)}  # type, bytes, columns, rows
     rows, data = [row("norm", [4], 0, 0)], struct.pack("<4f", 1, 2, 3, 4)
-    for name, kind in blocks.items():
-        nbytes, columns, count = sizes[name]
+    for name, (kind, nbytes, columns, count) in blocks.items():
         data += bytes(-len(data) % 32)
         rows.append(row(name, [columns, count], kind, len(data)))
         data += bytes(i % 59 for i in range(nbytes * count))  # below 0x3c: every scale is finite

@@ -62,7 +62,7 @@ def test_a_gguf_file_cut_or_flipped_anywhere_is_read_or_refused(long: bool, coun
         try:
             with pm.load(bytes(blob)) as m:
                 dict(m.fields)
-                for name in m.keys() - {"codebook"}:
+                for name in m:
                     m[name]
         except pm.FormatError:
             refused += 1
