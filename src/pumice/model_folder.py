@@ -17,7 +17,7 @@ QUANTIZED = ("quantization_config", "compression_config", "pumice")  # what conf
 
 def side_files(source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The other files of a model folder that go along, and those that do not: weights of other formats."""
-    if not source.is_dir() or (target.suffix in (".safetensors", ".npz") and not target.is_dir()):
+    if not source.is_dir() or (target.suffix in (".safetensors", ".npz", ".gguf") and not target.is_dir()):
         return (), ()
     copied: list[str] = []
     skipped: list[str] = []

@@ -20,7 +20,6 @@ import pytest
 
 import pumice as pm
 from pumice.checkpoint import open_reader
-from pumice.checkpoint.gguf import export_gguf
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -102,8 +101,8 @@ def test_every_tensor_is_that_of_the_gguf_package_and_opening_takes_less_than_50
 def test_its_own_codes_through_safetensors_make_the_same_file(model: Path, tmp_path: Path) -> None:
     report = pm.convert(model, tmp_path / "s.safetensors", "int4-g32-min", tensors={"^token_embd": "int8-g32"})
     assert {row.error for row in report.tensors} <= {None, 0.0}
-    exported = export_gguf(tmp_path / "s.safetensors", tmp_path / "o.gguf", model, check=True)
-    assert all(row.template_error == 0 for row in exported)
+    exported = pm.export(tmp_path / "s.safetensors", tmp_path / "o.gguf", "gguf", template=model, check=True)
+    assert all(row.why == "0 from the template's" for row in exported.tensors)
     same = (tmp_path / "o.gguf").read_bytes() == model.read_bytes()
     before, after = perplexity(model), perplexity(tmp_path / "o.gguf")
     print(f"\nperplexity of the original {before:.4f}, exported {after:.4f}; the same file to the byte: {same}")
@@ -145,14 +144,15 @@ def test_hugging_face_names_score_what_the_same_values_score_under_gguf_names(
     kinds = set()
     for name in ("hf", "gguf"):
         pm.convert(tmp_path / f"{name}.safetensors", tmp_path / f"{name}-{scheme}.safetensors", scheme, **options)
-        rows = export_gguf(tmp_path / f"{name}-{scheme}.safetensors", tmp_path / f"{name}.gguf", model, check=True)
-        assert all(row.source is not None and row.error == 0 for row in rows)
-        kinds |= {row.after for row in rows}
+        source, target = tmp_path / f"{name}-{scheme}.safetensors", tmp_path / f"{name}.gguf"
+        rows = pm.export(source, target, "gguf", template=model, check=True).tensors
+        assert all(row.why.endswith("from the template's") and row.error is None for row in rows)
+        kinds |= {row.scheme for row in rows}
     a, b = dict(theirs(tmp_path / "hf.gguf")), dict(theirs(tmp_path / "gguf.gguf"))
     assert all(a[name].tobytes() == b[name].tobytes() for name in plain)
     with pm.load(tmp_path / f"gguf-{scheme}.safetensors") as ours:
         assert all(dense(ours[name]).tobytes() == a[name].tobytes() for name in plain)
-    far = max(row.template_error for row in rows)
+    far = max(float(row.why.split()[-4]) for row in rows)
     scores = perplexity(model), perplexity(tmp_path / "hf.gguf"), perplexity(tmp_path / "gguf.gguf")
     print(f"\n{scheme}: {sorted(kinds)}, {far:.4f} from the template at most; perplexity %.4f, now %.4f, %.4f" % scores)
     assert scores[1] == scores[2]
@@ -164,5 +164,5 @@ def test_rows_in_transformers_order_under_gguf_names_are_refused(model: Path, tm
         wrong = hugging_face(m)["model.layers.0.self_attn.q_proj.weight"]
     pm.save(tmp_path / "s.safetensors", {"blk.0.attn_q.weight": pm.compress(wrong, "int8-g32")})
     with pytest.raises(pm.PumiceError, match="another model, or rows in another order"):
-        export_gguf(tmp_path / "s.safetensors", tmp_path / "o.gguf", model, check=True)
+        pm.export(tmp_path / "s.safetensors", tmp_path / "o.gguf", "gguf", template=model, check=True)
     assert not (tmp_path / "o.gguf").exists()

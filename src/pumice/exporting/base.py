@@ -36,6 +36,8 @@ class Job:
         Of decoded weights.
     copied : tuple of str
         Files of the source's folder that go along.
+    template, allow_rounding, check
+        Of ``gguf``.
     """
 
     reader: Reader
@@ -46,6 +48,10 @@ class Job:
     max_shard_size: int
     copied: tuple[str, ...]
     tally: Tally
+    io: str = "mmap"
+    template: Path | None = None
+    allow_rounding: bool = False
+    check: bool = False
 
     def infos(self) -> dict[str, TensorInfo]:
         """All arrays of the source."""
@@ -124,6 +130,9 @@ def export(
     dtype: str = "float32",
     overwrite: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
+    template: str | os.PathLike[str] | None = None,
+    allow_rounding: bool = False,
+    check: bool = False,
     io: str = "mmap",
     progress: Progress | None = None,
 ) -> Report:
@@ -135,8 +144,8 @@ def export(
         A checkpoint in any format that pumice reads.
     target : path
         ``dense``, ``ct``: a file that ends in ``.safetensors``, or a folder. ``npz``: a file that ends in ``.npz``, or
-        a folder.
-    format : {"dense", "ct", "npz"}
+        a folder. ``gguf``: a file that ends in ``.gguf``.
+    format : {"dense", "ct", "npz", "gguf"}
         ``dense``: plain safetensors, every weight decoded.
 
         ``ct``: compressed-tensors, which transformers and vLLM load. Dense integers keep their codes as
@@ -145,14 +154,25 @@ def export(
 
         ``npz``: one archive for `numpy.load` with every array decoded. Into a folder, each csr and bsr weight becomes a
         file of its own for `scipy.sparse.load_npz`, and ``dense.npz``, which appears last, holds the rest.
+
+        ``gguf``: llama.cpp's format, as the `template` has it. Dense integers keep their codes, plain tensors their
+        values, and what ggml cannot hold is refused (docs/gguf.md).
     dtype : {"float32", "float16", "bfloat16"}
         Of what is decoded; ``dense`` and ``npz`` also write other floating-point tensors in it.
     overwrite : bool
         Whether a file, or the weights and files of the same names in a folder, may be replaced.
     max_shard_size : int
         Bytes of tensors in a file of a folder.
+    template : path, optional
+        For ``gguf``: a GGUF file of the same model, with weights of any type. Keys, tokenizer and what the source lacks
+        are copied from it. The source's names are its own, or those of Hugging Face's LLaMA for such a model.
+    allow_rounding : bool
+        For ``gguf``: whether scales and minima may be rounded to float16, which is all that ggml stores.
+    check : bool
+        For ``gguf``: whether to compare each weight with the template's, and refuse one that is further from it than
+        zeros are: another model, or rows in another order.
     io : {"mmap", "read"}
-        How the source is read.
+        How files are read.
     progress : callable, optional
         Called with (name, bytes done, bytes in all).
 
@@ -168,7 +188,8 @@ def export(
     NonFiniteError
         A value is beyond `dtype`.
     ValueError
-        Another format or dtype, or source and target are the same.
+        Another format or dtype, or source and target are the same; for ``gguf`` also a weight without a place in the
+        template, or with values that no type of ggml has (PumiceError).
     FileExistsError
         Without `overwrite`: the target is a file, or a folder that is not empty.
 
@@ -185,6 +206,8 @@ def export(
     start = time.perf_counter()
     check_choice("format", format, tuple(FORMATS))
     check_choice("dtype", dtype, tuple(FLOATS))
+    if format != "gguf" and (template is not None or allow_rounding or check):
+        raise ValueError(f"template, allow_rounding, check: expected none of them for {format}, got some")
     source, target = Path(source), Path(target)
     if same_file(source, target):
         raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
@@ -193,7 +216,11 @@ def export(
             raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
         copied, skipped = side_files(source, target)
         total = sum(reader.info(name).nbytes for name in reader.names())
-        job = Job(reader, source, target, dtype, overwrite, max_shard_size, copied, Tally(total, progress))
+        place = None if template is None else Path(template)
+        tally = Tally(total, progress)
+        job = Job(
+            reader, source, target, dtype, overwrite, max_shard_size, copied, tally, io, place, allow_rounding, check
+        )
         tensors = FORMATS[format](job)
     seconds = time.perf_counter() - start
     return Report(str(source), str(target), tuple(tensors), seconds, job.copied, skipped)

@@ -1,8 +1,8 @@
-"""GGUF, the format of llama.cpp: its header (`header`, `fields`), its tensor types (`blocks`), a reader, an export."""
+"""GGUF, the format of llama.cpp: its header (`header`, `fields`), its tensor types (`blocks`), the reader; and what an
+export needs: our arrays as its types (`encoding`), Hugging Face's names (`names`), the file (`writer`)."""
 
 from __future__ import annotations
 
-from pumice.checkpoint.gguf.export import Exported, export_gguf
 from pumice.checkpoint.gguf.reader import GGUFReader
 
-__all__ = ["Exported", "GGUFReader", "export_gguf"]
+__all__ = ["GGUFReader"]
