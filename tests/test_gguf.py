@@ -187,6 +187,39 @@ def test_types_that_are_not_decoded_are_named_and_refused_when_asked_for(tmp_pat
             m["codebook"]
 
 
+@pytest.mark.parametrize("act", ["convert", "export"])
+def test_a_model_with_types_that_are_not_decoded_is_not_converted(tmp_path: Path, act: str) -> None:
+    raw = np.zeros((2, 18), np.uint8)
+    path = written(tmp_path / "a.gguf", {"w": (random_blocks("Q4_0", 2, 1, 0), "Q4_0"), "x.weight": (raw, "IQ4_NL")})
+    with pytest.raises(pm.FormatError, match="x.weight: expected a type of numbers, .*, got IQ4_NL"):
+        if act == "convert":
+            pm.convert(path, tmp_path / "out", "int8")
+        else:
+            pm.export(path, tmp_path / "out", "dense")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_convert_keeps_the_codes_of_a_gguf_file(tmp_path: Path, kind: str) -> None:
+    raw = random_blocks(kind, 40, 1, 8)
+    path = written(tmp_path / "a.gguf", {"x.weight": (raw, kind), "norm": (np.ones(3, np.float32), "F32")})
+    report = pm.convert(path, tmp_path / "a.safetensors", "int8")
+    assert [tensor.scheme for tensor in report.tensors] == ["F32", SCHEMES[kind]]
+    with pm.load(tmp_path / "a.safetensors") as m:
+        assert m.verify().ok
+        assert m["x.weight"].to_dense().tobytes() == gguf.quants.dequantize(raw, Type[kind]).tobytes()
+
+
+def test_verify_says_that_gguf_has_no_checksums(tmp_path: Path) -> None:
+    raw = random_blocks("Q4_0", 2, 1, 0)
+    path = written(tmp_path / "a.gguf", {"w": (raw, "Q4_0"), "norm": (np.ones(3, np.float32), "F32")})
+    report = pm.verify(path)
+    assert (report.ok, report.tensors, report.unchecked) == (True, 0, ("norm", "w"))
+    raw[0, 1] = 0x7C
+    written(path, {"w": (raw, "Q4_0")})
+    assert pm.verify(path).bad == ("w",)
+
+
 def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     raw = random_blocks("Q4_0", 2, 1, 0)
     raw[1, :2] = 0x00, 0x7C

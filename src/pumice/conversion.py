@@ -16,6 +16,7 @@ import numpy as np
 from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
 from pumice.checkpoint.base import Reader, info_of, same_file
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
+from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
@@ -132,7 +133,7 @@ def convert(
             same_file(target, f.parent) for f in reader.files
         ):
             raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
-        infos = {name: reader.info(name) for name in reader.names()}
+        infos = readable_infos(reader)
         choices = plan.plan(infos)
         if dry_run:
             return Report(str(source), str(target), tuple(_forecast(n, i, choices[n]) for n, i in infos.items()))
@@ -150,6 +151,15 @@ def convert(
             writer.commit()
     seconds = time.perf_counter() - start
     return Report(str(source), str(target), tuple(reports), seconds, copied, skipped)
+
+
+def readable_infos(reader: Reader) -> dict[str, TensorInfo]:
+    """All arrays. Raises the reader's FormatError for one of a type that it can only name, as GGUF has them."""
+    infos = {name: reader.info(name) for name in reader.names()}
+    for name, info in infos.items():
+        if not info.compact and info.dtype not in DTYPES:
+            reader.array(name)
+    return infos
 
 
 @dataclass

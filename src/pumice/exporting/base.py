@@ -15,7 +15,7 @@ from pumice._core import native
 from pumice.checkpoint import TensorInfo, Writer, open_reader
 from pumice.checkpoint.base import Reader, same_file
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
-from pumice.conversion import CHUNK_BYTES, Progress, Tally
+from pumice.conversion import CHUNK_BYTES, Progress, Tally, readable_infos
 from pumice.errors import NonFiniteError
 from pumice.model_folder import side_files
 from pumice.options import check_choice
@@ -55,7 +55,7 @@ class Job:
 
     def infos(self) -> dict[str, TensorInfo]:
         """All arrays of the source."""
-        return {name: self.reader.info(name) for name in self.reader.names()}
+        return readable_infos(self.reader)
 
     def done(self, name: str, info: TensorInfo, scheme: str, nbytes: int, why: str = "") -> TensorReport:
         """Count an array as done."""
