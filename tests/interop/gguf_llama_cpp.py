@@ -5,6 +5,7 @@ make interop-gguf, which makes a virtual environment with llama.cpp for it; -s s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import re
@@ -48,26 +49,18 @@ def model() -> Path:
     return path
 
 
-def logits(path: Path) -> np.ndarray:
-    """Of each token of the text, by llama.cpp."""
+@functools.cache
+def perplexity(path: Path) -> float:
+    """Of the text, by llama.cpp."""
     llama = llama_cpp.Llama(str(path), n_ctx=512, n_threads=2, logits_all=True, verbose=False)
     tokens = llama.tokenize(re.sub(r"\s+", " ", TEXT).encode())
     assert 200 < len(tokens) < 512
     llama.eval(tokens)
-    scores = np.array(llama.scores[: len(tokens)], np.float64)
+    scores = np.array(llama.scores[: len(tokens) - 1], np.float64)
     llama.close()
-    return scores
-
-
-def perplexity(path: Path) -> float:
-    """Of the text, by llama.cpp."""
-    llama = llama_cpp.Llama(str(path), n_ctx=512, vocab_only=True, verbose=False)
-    tokens = llama.tokenize(re.sub(r"\s+", " ", TEXT).encode())
-    llama.close()
-    scores = logits(path)
     scores -= scores.max(axis=1, keepdims=True)
     log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return float(np.exp(-log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()))
+    return float(np.exp(-log_p[np.arange(len(scores)), tokens[1:]].mean()))
 
 
 def theirs(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -132,7 +125,7 @@ def hugging_face(m: Any) -> dict[str, np.ndarray]:
     return state
 
 
-@pytest.mark.parametrize("scheme", ["int8-g32", "int4-g32", "int4-g64-asym", "int5-g32", "float16"])
+@pytest.mark.parametrize("scheme", ["int8-g32", "int4-g32", "int4-g64-asym", "float16"])
 def test_hugging_face_names_score_what_the_same_values_score_under_gguf_names(
     model: Path, tmp_path: Path, scheme: str
 ) -> None:
