@@ -19,7 +19,7 @@ from pumice.checkpoint import SafetensorsWriter, TensorInfo
 HERE = Path(__file__).parent
 SCENARIOS = [
     "new-file", "file", "single-to-single", "single-to-shards", "shards-to-single", "shards-to-shards",
-    "convert-new", "convert-shards", "export-npz",
+    "convert-new", "convert-shards", "export-npz", "export-gguf",
 ]  # fmt: skip
 Count = Callable[[str, object], None]
 

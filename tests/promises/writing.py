@@ -26,6 +26,9 @@ import numpy as np
 import pumice as pm
 from pumice.checkpoint.publication import INDEX
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+import gguf_bytes
+
 COUNT, FAIL, SHORT, KILL_BEFORE, KILL_AFTER = range(5)
 FAULTS = {
     "ENOSPC": (FAIL, errno.ENOSPC, 0),
@@ -85,6 +88,22 @@ def exported_before(root: Path) -> None:
     shutil.rmtree(root / "old")
 
 
+def gguf_before(root: Path) -> None:
+    kib = 1 << 10
+    rows = [gguf_bytes.row(f"l{i}.weight", (32, 32), 0, 4 * kib * i) for i in range(4)]
+    rows += [gguf_bytes.row(f"copied{i}", (32, 128), 0, 16 * kib * (i + 1)) for i in range(12)]  # a write each
+    (root / "model.gguf").write_bytes(gguf_bytes.file(rows=rows, data=bytes(13 * 16 * kib)))
+    for name, arrays in (("old", OLD), ("new", NEW)):
+        weights = {name: pm.compress(np.asarray(w), "int8-g32") for name, w in arrays.items() if name != "bias"}
+        pm.save(root / f"{name}.safetensors", weights)
+    export_gguf(root, "old")
+
+
+def export_gguf(root: Path, source: str = "new") -> None:
+    options: dict[str, Any] = {"template": root / "model.gguf", "overwrite": True}
+    pm.export(root / f"{source}.safetensors", root / "out.gguf", "gguf", **options)
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
     # name: the target, what makes what is there before, the writer
     "new-file": ("a/b/m.safetensors", nothing, saver("a/b/m.safetensors", NEW)),
@@ -100,6 +119,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], objec
         exported_before,
         lambda root: pm.export(root / "source", root / "out.npz", "npz", overwrite=True),
     ),
+    "export-gguf": ("out.gguf", gguf_before, export_gguf),
 }
 
 
