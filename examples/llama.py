@@ -134,8 +134,10 @@ class Llama:
 
 def rms_norm(x: F32, weight: F32, epsilon: float) -> F32:
     """x over its root mean square, times the weight (arXiv:1910.07467)."""
-    square = np.vecdot(x, x)[..., None]
-    return x * (1 / np.sqrt(square / x.shape[-1] + np.float32(epsilon))) * weight
+    mean = np.vecdot(x, x)[..., None] / np.float32(x.shape[-1])
+    x = x / np.sqrt(mean + np.float32(epsilon))
+    x *= weight
+    return x
 
 
 def rotate(x: F32, turns: NDArray[np.complex64], interleaved: bool) -> None:
@@ -162,8 +164,7 @@ def attention(q: F32, keys: F32, values: F32) -> F32:
     grouped = (q * np.float32(size**-0.5)).reshape(shared, -1, size)
     scores = (grouped @ keys.swapaxes(1, 2)).reshape(heads, tokens, length)
     if tokens > 1:
-        later = np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
-        scores[:, :, length - tokens :] += later
+        scores[:, :, length - tokens :] += np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)
@@ -174,11 +175,14 @@ def attention(q: F32, keys: F32, values: F32) -> F32:
 
 def swiglu(gate_up: F32) -> F32:
     """silu(gate) * up (arXiv:2002.05202), of the two side by side."""
-    gate, up = np.split(gate_up, 2, axis=-1)
-    shut = np.exp(-gate)
-    shut += 1
-    gate *= up
-    return np.divide(gate, shut, out=shut)
+    half = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :half], gate_up[..., half:]
+    x = np.negative(gate)
+    np.exp(x, out=x)
+    x += 1
+    np.divide(gate, x, out=x)
+    x *= up
+    return x
 
 
 def draw(logits: F32, temperature: float, rng: np.random.Generator) -> int:

@@ -215,25 +215,13 @@ class Text:
 
 def open_checkpoint(model: Path, like: Path | None = None) -> tuple[Mapping[str, Any], Config, Text]:
     """The weights; sizes and text from beside them, or from another folder or GGUF file."""
-    weights = open_weights(model)
+    weights = pm.load(model)
     gguf_names = names_of(weights)[1]
     told = like or model
     if told.is_dir() and (told / "config.json").is_file():
         config = json.loads((told / "config.json").read_text("utf-8"))
         return weights, Config.from_json(config, gguf_names), Text.from_json(told / "tokenizer.json", config)
-    fields = gguf_fields(told)
+    fields = pm.load(told).fields
+    if "general.architecture" not in fields:
+        raise Unfit(f"{told}: expected a folder with config.json or a GGUF file; --like PATH says where one is")
     return weights, Config.from_fields(fields, gguf_names, weights), Text.from_fields(fields)
-
-
-def open_weights(path: Path) -> Mapping[str, Any]:
-    if path.suffix != ".gguf":
-        return pm.load(path)
-    import gguf  # until pumice reads it
-
-    return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
-
-
-def gguf_fields(path: Path) -> Mapping[str, Any]:
-    import gguf  # until pumice reads it
-
-    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
