@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_files import Config, Text, names_of, open_checkpoint
+from llama_files import Config, Text, Unfit, names_of, open_checkpoint
 from numpy.typing import NDArray
 
 import pumice as pm
@@ -209,11 +209,9 @@ def perplexity(model: Llama, ids: Sequence[int], window: int = WINDOW) -> tuple[
     The text is cut into windows that see nothing of each other; the first token of each is not scored.
     """
     surprise, scored = 0.0, 0
-    for i in range(0, len(ids) - 1, window):
+    for i in range(0, len(ids) - 1, window):  # a single token at the end has nothing before it
         part = np.asarray(ids[i : i + window])
-        logits = model.forward(part[:-1], Cache(model.config, window), every=True) if len(part) > 1 else None
-        if logits is None:
-            break
+        logits = model.forward(part[:-1], Cache(model.config, window), every=True)
         logits -= logits.max(axis=-1, keepdims=True)
         chosen = np.take_along_axis(logits, part[1:, None], axis=-1)[:, 0]
         surprise += float(np.sum(np.log(np.exp(logits).sum(axis=-1, dtype=np.float64)) - chosen))
@@ -221,9 +219,9 @@ def perplexity(model: Llama, ids: Sequence[int], window: int = WINDOW) -> tuple[
     return float(np.exp(surprise / scored)), scored
 
 
-def say(model: Llama, cache: Cache, text: Text, ids: Sequence[int], options: argparse.Namespace) -> None:
-    """Print what follows the ids as it comes, and how fast it came."""
-    start, times = time.perf_counter(), []
+def say(model: Llama, cache: Cache, text: Text, ids: Sequence[int], options: argparse.Namespace) -> list[int]:
+    """Print what follows the ids as it comes, and how fast it came; returns tokens that the cache does not hold yet."""
+    start, times, token = time.perf_counter(), [], None
     stream = text.stream()
     for token in generate(model, cache, ids, options.tokens, options.temperature, options.seed):
         times.append(time.perf_counter())
@@ -234,22 +232,24 @@ def say(model: Llama, cache: Cache, text: Text, ids: Sequence[int], options: arg
     if len(times) > 1:
         prompt, rest = times[0] - start, (times[-1] - times[0]) / (len(times) - 1)
         print(f"[{len(ids)} tokens in {prompt:.2f} s, then {1 / rest:.1f} tokens/s]", file=sys.stderr)
+    return [] if token is None or token in text.ends else [token]
 
 
 def chat(model: Llama, cache: Cache, text: Text, options: argparse.Namespace) -> None:
     """Questions from the terminal until it ends; without chat tokens each line is continued instead."""
+    left: list[int] = []
     while True:
         try:
             line = input("> ")
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        ids = text.chat(line, first=cache.length == 0)
+        ids = left + text.chat(line, first=cache.length == 0)
         if cache.length + len(ids) >= cache.size:
             print("[the cache is full: starting again]", file=sys.stderr)
             cache.length = 0
-            ids = text.chat(line, first=True)[-cache.size // 2 :]
-        say(model, cache, text, ids, options)
+            ids = text.chat(line, first=True)[: cache.size - 1]
+        left = say(model, cache, text, ids, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,18 +258,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--like", type=Path, help="where config and tokenizer are, if not in MODEL")
     parser.add_argument("--prompt", help="continue this text")
     parser.add_argument("--perplexity", type=Path, metavar="FILE", help="score this text")
+    parser.add_argument("--encoding", default="utf-8", help="of that text (utf-8)")
     parser.add_argument("--tokens", type=int, default=200, help="at most so many at a time (200)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0: always the likeliest token (0.7)")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--context", type=int, default=2048, help="tokens that the cache holds (2048)")
     parser.add_argument("--activations", choices=("int16", "int8", "float32"), default="int16")
     options = parser.parse_args(arguments)
-    weights, config, text = open_checkpoint(options.model, options.like)
-    model = Llama(weights, config)
+    try:
+        weights, config, text = open_checkpoint(options.model, options.like)
+        model = Llama(weights, config)
+    except (OSError, pm.PumiceError, Unfit) as error:
+        print(f"llama: {error}", file=sys.stderr)
+        return 1
     cache = Cache(config, min(options.context, config.context))
     with pm.options(activations=options.activations):
         if options.perplexity is not None:
-            ids = text.encode(options.perplexity.read_text("utf-8"))
+            ids = text.encode(options.perplexity.read_text(options.encoding))
             value, scored = perplexity(model, ids, min(WINDOW, config.context))
             print(f"perplexity {value:.3f} of {scored} tokens in windows of {WINDOW}")
         elif options.prompt is not None:

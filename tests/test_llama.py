@@ -1,9 +1,14 @@
-"""examples/llama.py against transformers' logits (tests/golden/make_llama.py)."""
+"""examples/llama.py: its logits are those of transformers (tests/golden/make_llama.py), whatever the weights' form."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +16,181 @@ import pytest
 import pumice as pm
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-import llama
-import llama_files as files
-import json
-
 GOLDEN = ROOT / "tests" / "golden"
+CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 sums of some 50 products of size 1, through two layers
 
-@pytest.mark.parametrize("name", ["plain", "scaled"])
-def test_x(name):
-    folder = GOLDEN / f"llama-{name}"
-    w = pm.load(folder / "model.safetensors")
-    c = files.Config.from_json(json.loads((folder / "config.json").read_text()))
-    e = pm.load(folder / "expected.safetensors")
-    m = llama.Llama(w, c)
-    got = m.forward(e["ids"], llama.Cache(c, 150), every=True)
-    print(np.abs(got - e["logits"]).max())
-    np.testing.assert_allclose(got, e["logits"], atol=1e-4)
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[Any]:
+    sys.path.insert(0, str(ROOT / "examples"))
+    yield importlib.import_module("llama")
+    sys.path.remove(str(ROOT / "examples"))
+
+
+@pytest.fixture(scope="module")
+def files(llama: Any) -> Any:
+    return sys.modules["llama_files"]
+
+
+class Golden:
+    """A small model by transformers: weights, sizes, and the logits after each of 150 tokens."""
+
+    def __init__(self, name: str) -> None:
+        folder = GOLDEN / f"llama-{name}"
+        self.weights = dict(pm.load(folder / "model.safetensors"))
+        self.json = json.loads((folder / "config.json").read_text())
+        expected = pm.load(folder / "expected.safetensors")
+        self.ids, self.logits = expected["ids"].tolist(), expected["logits"]
+
+
+@pytest.fixture(scope="module", params=["plain", "scaled"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Golden:
+    return Golden("plain")
+
+
+def logits_of(llama: Any, weights: Any, config: Any, ids: list[int], **how: Any) -> Any:
+    return llama.Llama(weights, config).forward(ids, llama.Cache(config, len(ids)), every=True, **how)
+
+
+def test_logits_are_those_of_transformers(llama: Any, files: Any, golden: Golden) -> None:
+    config = files.Config.from_json(golden.json)
+    assert len(golden.ids) > 2 * llama.CHUNK  # so that tokens see the keys of chunks before theirs
+    np.testing.assert_allclose(logits_of(llama, golden.weights, config, golden.ids), golden.logits, **CLOSE)
+
+
+def test_the_cache_gives_token_by_token_what_a_prompt_gives_at_once(llama: Any, files: Any, golden: Golden) -> None:
+    config = files.Config.from_json(golden.json)
+    model, cache = llama.Llama(golden.weights, config), llama.Cache(config, 150)
+    model.forward(golden.ids[:77], cache)
+    rest = [model.forward([token], cache) for token in golden.ids[77:]]
+    np.testing.assert_allclose(rest, golden.logits[77:], **CLOSE)
+    with pytest.raises(ValueError, match="expected at most 0 more tokens, got 1"):
+        model.forward([1], cache)
+
+
+def as_gguf(files: Any, golden: Golden) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model as llama.cpp's converter writes it: other names, and rows in the order of neighbouring pairs."""
+    names = {both[0]: both[1] for both in files.NAMES.values()}
+    weights = {}
+    for name, array in golden.weights.items():
+        layer = next((part for part in name.split(".") if part.isdigit()), "")
+        stem, _, kind = name.replace(f".{layer}.", ".{}.").rpartition(".")
+        heads = {"q_proj": 4, "k_proj": 2}.get(stem.rpartition(".")[2])
+        if heads:
+            pairs = array.reshape(heads, 2, -1, *array.shape[1:])
+            array = np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(array.shape))
+        weights[f"{names[stem].format(layer)}.{kind}"] = array
+    fields = {
+        "general.architecture": "llama",
+        "llama.block_count": 2,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": golden.json["head_dim"],
+        "llama.attention.layer_norm_rms_epsilon": golden.json["rms_norm_eps"],
+        "llama.embedding_length": 32,
+        "llama.context_length": 256,
+        "llama.rope.freq_base": golden.json["rope_parameters"]["rope_theta"],
+    }
+    return weights, fields
+
+
+def test_a_gguf_file_s_names_and_order_of_rows_give_the_same_logits(llama: Any, files: Any, golden: Golden) -> None:
+    weights, fields = as_gguf(files, golden)
+    size = golden.json["head_dim"]
+    stretch = golden.json["rope_parameters"]
+    slow = np.ones(size // 2)
+    if stretch["rope_type"] == "llama3":  # the converter stores what the frequencies are divided by
+        first = stretch["rope_theta"] ** (-np.arange(0, size, 2) / size)
+        slow = (first / files.stretched(first, stretch)).astype(np.float32)
+        weights["rope_freqs.weight"] = slow
+    config = files.Config.from_fields(fields, True, weights)
+    np.testing.assert_allclose(logits_of(llama, weights, config, golden.ids), golden.logits, **CLOSE)
+    wrong = logits_of(llama, weights, replace(config, interleaved=False), golden.ids)
+    assert np.abs(wrong - golden.logits).max() > 0.1
+
+
+def test_a_compact_model_gives_the_logits_of_its_decoded_weights(llama: Any, files: Any, golden: Golden) -> None:
+    config = files.Config.from_json(golden.json)
+    mixed = {name: "int8" if "q_proj" in name else "int4-g32-min" for name, a in golden.weights.items() if a.ndim == 2}
+    for schemes in (dict.fromkeys(mixed, "int8"), dict.fromkeys(mixed, "bitmask+int8"), mixed):
+        compact = golden.weights | {name: pm.compress(golden.weights[name], s) for name, s in schemes.items()}
+        decoded = {n: a.to_dense() if isinstance(a, pm.CompactArray) else a for n, a in compact.items()}
+        model = llama.Llama(compact, config)
+        assert len(model.layers[0].qkv.parts) == (3 if schemes is mixed else 1)
+        with pm.options(activations="float32"):
+            found = model.forward(golden.ids, llama.Cache(config, 150), every=True)
+        np.testing.assert_allclose(found, logits_of(llama, decoded, config, golden.ids), **CLOSE)
+
+
+def test_perplexity_is_that_of_the_golden_logits(llama: Any, files: Any, plain: Golden) -> None:
+    model = llama.Llama(plain.weights, files.Config.from_json(plain.json))
+    exact = plain.logits.astype(np.float64)
+    surprise = np.log(np.exp(exact).sum(axis=1))[:-1] - exact[np.arange(149), plain.ids[1:]]
+    value, scored = llama.perplexity(model, plain.ids, window=150)
+    assert scored == 149
+    assert value == pytest.approx(np.exp(surprise.mean()), rel=1e-5)
+    # The first window of several sees what it saw; the others begin afresh, and a last single token is not scored.
+    first, scored = llama.perplexity(model, plain.ids[:101], window=100)
+    assert scored == 99
+    assert first == pytest.approx(np.exp(surprise[:99].mean()), rel=1e-5)
+
+
+def test_generation_is_greedy_at_temperature_0_and_repeats_with_its_seed(llama: Any, files: Any, plain: Golden) -> None:
+    config = files.Config.from_json(plain.json)
+    model = llama.Llama(plain.weights, config)
+
+    def run(count: int, size: int = 150, **how: Any) -> list[int]:
+        return list(llama.generate(model, llama.Cache(config, size), plain.ids[:20], count, **how))
+
+    first = run(5)
+    assert first[0] == plain.logits[19].argmax()
+    with_them = logits_of(llama, plain.weights, config, plain.ids[:20] + first)
+    assert first[1:] == with_them[20:-1].argmax(axis=-1).tolist()
+    assert run(8, temperature=1.0, seed=3) == run(8, temperature=1.0, seed=3) != run(8, temperature=1.0, seed=4)
+    assert len(run(50, size=25)) == 6  # five fit behind the prompt, and what follows them
+
+
+def test_draws_have_the_probabilities_of_the_softmax(llama: Any) -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    rng = np.random.default_rng(0)
+    for temperature in (1.0, 0.5):
+        p = np.exp(logits / temperature)
+        p /= p.sum()
+        counts = np.bincount([llama.draw(logits, temperature, rng) for _ in range(4000)], minlength=3)
+        assert (np.abs(counts / 4000 - p) < 5 * np.sqrt(p * (1 - p) / 4000)).all()
+    assert llama.draw(logits, 0, rng) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "expected a model_type of llama, mistral, qwen2 with silu, got gpt2"),
+        ({"hidden_act": "gelu"}, "with silu"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "expected default, linear or llama3, got yarn"),
+    ],
+)
+def test_what_is_no_llama_by_its_config_is_refused(files: Any, plain: Golden, change: Any, message: str) -> None:
+    with pytest.raises(files.Unfit, match=message):
+        files.Config.from_json(plain.json | change)
+
+
+def test_what_is_no_llama_by_its_tensors_is_refused(files: Any, plain: Golden) -> None:
+    with pytest.raises(files.Unfit, match=r"got also model\.layers\.\{\}\.self_attn\.q_norm"):
+        files.names_of(plain.weights | {"model.layers.1.self_attn.q_norm.weight": np.ones(8)})
+    without = {n: a for n, a in plain.weights.items() if "up_proj" not in n}
+    with pytest.raises(files.Unfit, match=r"got none called model\.layers\.\{\}\.mlp\.up_proj"):
+        files.names_of(without)
+
+
+def test_older_configs_say_the_same(files: Any, golden: Golden) -> None:
+    rope = dict(golden.json["rope_parameters"])
+    older = {n: v for n, v in golden.json.items() if n != "rope_parameters"} | {"rope_theta": rope.pop("rope_theta")}
+    older["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    one, other = files.Config.from_json(golden.json), files.Config.from_json(older)
+    np.testing.assert_array_equal(one.frequencies, other.frequencies)
+    assert replace(one, frequencies=None) == replace(other, frequencies=None)
