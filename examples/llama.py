@@ -275,8 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with pm.options(activations=options.activations):
         if options.perplexity is not None:
             ids = text.encode(options.perplexity.read_text(options.encoding))
-            value, scored = perplexity(model, ids, min(WINDOW, config.context))
-            print(f"perplexity {value:.3f} of {scored} tokens in windows of {WINDOW}")
+            window = min(WINDOW, config.context)
+            value, scored = perplexity(model, ids, window)
+            print(f"perplexity {value:.3f} of {scored} tokens in windows of {window}")
         elif options.prompt is not None:
             print(options.prompt, end="", flush=True)
             say(model, cache, text, text.encode(options.prompt), options)

@@ -1,9 +1,11 @@
-"""examples/llama.py: its logits are those of transformers (tests/golden/make_llama.py), whatever the weights' form."""
+"""examples/llama.py: its logits are those of transformers (tests/golden/make_llama.py), whatever the weights' form; and
+what it says on the terminal."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -194,3 +196,177 @@ def test_older_configs_say_the_same(files: Any, golden: Golden) -> None:
     one, other = files.Config.from_json(golden.json), files.Config.from_json(older)
     np.testing.assert_array_equal(one.frequencies, other.frequencies)
     assert replace(one, frequencies=None) == replace(other, frequencies=None)
+
+
+MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["t h", "th e", "Ġ the", "1 2"]
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Any:
+    return pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install 'pumice[test]'")
+
+
+@pytest.fixture(scope="module")
+def text_of(files: Any, tokenizers: Any) -> Any:
+    """A tokenizer from the fields of a GGUF file, with changes."""
+    return lambda **changes: files.Text.from_fields(fields(tokenizers, **changes))
+
+
+def fields(tokenizers: Any, **changes: Any) -> dict[str, Any]:
+    """The text fields of a GGUF file: three marks, all bytes, four merges."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*MARKS, *letters, *(merge.replace(" ", "") for merge in MERGES)]
+    found = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": tokens,
+        "token_type": np.array([3] * 3 + [1] * (len(tokens) - 3)),
+        "merges": MERGES,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "add_bos_token": False,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in (found | changes).items()}
+
+
+def pieces(text: Any, line: str) -> list[str]:
+    return [text.tokenizer.id_to_token(i) for i in text.encode(line)]
+
+
+def test_text_becomes_the_tokens_that_the_merges_make(text_of: Any) -> None:
+    text = text_of()
+    assert pieces(text, "the the t") == ["the", "Ġthe", "Ġ", "t"]
+    assert pieces(text, "12") == ["1", "2"]  # smollm: digits stand alone
+    assert pieces(text_of(pre="default"), "12") == ["12"]
+    assert pieces(text_of(pre="qwen2"), "12") == ["1", "2"]
+    assert pieces(text_of(pre="llama-bpe"), "1212") == [
+        "12",
+        "1",
+        "2",
+    ]  # of three digits at most
+    assert pieces(text_of(add_bos_token=True), "the") == ["<|im_start|>", "the"]
+    assert text.ends == {2}
+
+
+@pytest.mark.parametrize("pre", ["smollm", "default", "qwen2", "llama-bpe"])
+def test_a_stream_gives_back_the_text_and_never_half_a_character(text_of: Any, pre: str) -> None:
+    text = text_of(pre=pre)
+    line = "the café\n\n  says: 水 🙂 don't 1234"
+    stream = text.stream()
+    given = [stream(token) for token in text.encode(line)]
+    assert "".join(given) == line
+    assert all("\ufffd" not in part for part in given)
+
+
+def test_a_chat_is_chatml_where_the_marks_exist(files: Any, text_of: Any) -> None:
+    text = text_of()
+    shown = text.tokenizer.decode(text.chat("the", first=True), skip_special_tokens=False)
+    assert shown == (
+        f"<|im_start|>system\n{files.SYSTEM}<|im_end|>\n<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
+    )
+    shown = text.tokenizer.decode(text.chat("t", first=False), skip_special_tokens=False)
+    assert shown == "<|im_end|>\n<|im_start|>user\nt<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_tokenizer_that_is_not_byte_level_bpe_is_refused(files: Any, text_of: Any) -> None:
+    for changes in ({"model": "llama"}, {"pre": "strange"}):
+        with pytest.raises(files.Unfit, match=r"expected model gpt2 with pre of gpt-2, .*--like FOLDER"):
+            text_of(**changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizers: Any) -> Path:
+    """The golden model with a tokenizer of 96 words: w0, w1, ..."""
+    path = tmp_path / "model"
+    shutil.copytree(GOLDEN / "llama-plain", path)
+    (path / "expected.safetensors").unlink()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(path / "tokenizer.json"))
+    return path
+
+
+def said(ids: list[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def test_a_prompt_is_continued_by_the_likeliest_words(
+    llama: Any,
+    plain: Golden,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompt = said(plain.ids[:20])
+    assert llama.main([str(folder), "--prompt", prompt, "--tokens", "3", "--temperature", "0"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{prompt}w{plain.logits[19].argmax()} w")
+    assert "20 tokens in " in shown.err
+
+
+def test_a_text_is_scored(
+    llama: Any,
+    plain: Golden,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text").write_text(said(plain.ids))
+    assert llama.main([str(folder), "--perplexity", str(tmp_path / "text")]) == 0
+    exact = plain.logits.astype(np.float64)
+    surprise = np.log(np.exp(exact).sum(axis=1))[:-1] - exact[np.arange(149), plain.ids[1:]]
+    assert capsys.readouterr().out == f"perplexity {np.exp(surprise.mean()):.3f} of 149 tokens in windows of 256\n"
+
+
+def test_a_chat_goes_on_from_its_cache(
+    llama: Any,
+    plain: Golden,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = iter([said(plain.ids[:10]), said(plain.ids[10:15])])
+
+    def answer(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", answer)
+    options = [str(folder), "--tokens", "2", "--temperature", "0"]
+    assert llama.main(options) == 0
+    first, second = capsys.readouterr().out.strip().splitlines()
+    said_first = [int(word[1:]) for word in first.split()]
+    weights, config, _ = llama.open_checkpoint(folder)
+    both = plain.ids[:10] + said_first + plain.ids[10:15]
+    model = llama.Llama(weights, config)
+    again = list(llama.generate(model, llama.Cache(config, 64), both, 2))
+    assert second == said(again)
+
+
+def test_a_folder_converted_from_gguf_takes_sizes_and_text_from_elsewhere(
+    llama: Any,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = tmp_path / "small.safetensors"
+    pm.convert(folder / "model.safetensors", small, "int8")
+    assert llama.main([str(small), "--prompt", "w1"]) == 1
+    assert "--like PATH says where one is" in capsys.readouterr().err
+    assert llama.main([str(small), "--like", str(folder), "--prompt", "w1", "--tokens", "4", "--seed", "1"]) == 0
+    assert len(capsys.readouterr().out.split()) >= 4
+
+
+def test_what_cannot_be_run_is_one_line(
+    llama: Any,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    assert llama.main([str(folder), "--prompt", "w1"]) == 1
+    assert capsys.readouterr().err.startswith("llama: config.json: expected a model_type of llama")
+    assert llama.main([str(folder / "nothing"), "--prompt", "w1"]) == 1
+    assert capsys.readouterr().err.startswith("llama: path: expected an existing file or folder")
