@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from machine import about, clean_environment
@@ -39,7 +39,10 @@ MODEL_SUMS = {MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 TEXT_SUMS = {"lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e"}
 PROMPT = "The lighthouse keeper opened the door and"
 ENGINES = ("pumice-int16", "pumice-int8", "llama.cpp")
+PROMPT_TOKENS = 256
 PRUNED = 0.3
+
+Rounds: TypeAlias = dict[str, list[Any]]  # engine -> what its worker printed, by round
 
 
 def main() -> int:
@@ -120,40 +123,46 @@ def score(file: Path, model: Path, text: Path, activations: str) -> float:
 
 def speed(model: Path, text: Path, options: argparse.Namespace) -> dict[str, str]:
     """Tokens per second of a 256-token prompt and of what follows, the ratios, and pumice's profile."""
-    ids = open_checkpoint(model)[2].encode(text.read_text("latin-1"))[:256]
+    ids = open_checkpoint(model)[2].encode(text.read_text("latin-1"))[:PROMPT_TOKENS]
     engines = ENGINES if options.llama_cpp else ENGINES[:-1]
-    rounds: dict[str, list[Any]] = {engine: [] for engine in engines}
+    rounds: Rounds = {engine: [] for engine in engines}
     for i in range(options.rounds):
         for engine in random.Random(i).sample(engines, len(engines)):
             rounds[engine].append(worker(engine, model, ids, options))
         say(f"round {i + 1} of {options.rounds}")
+    kept = ("machine", "ISA", "date", "BLAS of NumPy", "versions")
+    facts = [f"- {key}: {value}" for key, value in about().items() if key in kept]
+    facts.append(f"- threads: {options.threads}; medians of {options.rounds} rounds")
+    return {"speed": "\n".join(facts + agreement(rounds)) + "\n\n" + speeds(rounds), "profile": profile(rounds)}
+
+
+def speeds(rounds: Rounds) -> str:
+    """Tokens per second, and the median over the rounds of (seconds of llama.cpp / seconds)."""
     rows = []
     for engine, runs in rounds.items():
-        cells = [
-            engine.replace("-int", ", int").replace("int16", "int16 activations").replace("int8", "int8 activations")
-        ]
-        for what, tokens in (("prompt", len(ids)), ("token", 1)):
+        name, _, activations = engine.partition("-")
+        cells = [f"{name}, {activations} activations" if activations else name]
+        for what, tokens in (("prompt", PROMPT_TOKENS), ("token", 1)):
             cells.append(f"{tokens / np.median([run[what] for run in runs]):.0f}")
-            pairs = zip(rounds.get("llama.cpp", []), runs, strict=False)
-            ratios = [theirs[what] / ours[what] for theirs, ours in pairs]
+            ratios = [
+                theirs[what] / ours[what] for theirs, ours in zip(rounds.get("llama.cpp", []), runs, strict=False)
+            ]
             cells.append(f"{np.median(ratios):.2f}" if ratios else "")
         rows.append(cells)
-    headings = ["", "prompt, tokens/s", "/ llama.cpp", "generation, tokens/s", "/ llama.cpp"]
-    facts = {
-        key: value for key, value in about().items() if key in ("machine", "ISA", "date", "BLAS of NumPy", "versions")
-    }
-    lines = [f"- {key}: {value}" for key, value in facts.items()]
-    for engine in engines[2:]:
-        first = rounds[engine][0]
-        same = next(
-            (i for i, (a, b) in enumerate(zip(first["said"], rounds[engines[0]][0]["said"], strict=True)) if a != b),
-            128,
-        )
+    headings = ["", "256-token prompt, tokens/s", "/ llama.cpp", "generation, tokens/s", "/ llama.cpp"]
+    return table(headings, rows)
+
+
+def agreement(rounds: Rounds) -> list[str]:
+    """What llama.cpp was, and for how long it and pumice draw the same tokens."""
+    lines = []
+    for run in rounds.get("llama.cpp", [])[:1]:
+        pairs = list(zip(run["said"], rounds[ENGINES[0]][0]["said"], strict=True))
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
         lines.append(
-            f"- {first['about']}; of the 128 tokens that it and pumice draw greedily, the first {same} are the same"
+            f"- {run['about']}; of the {len(pairs)} tokens that it and pumice find likeliest, the first {same} agree"
         )
-    lines.append(f"- threads: {options.threads}; medians of {options.rounds} rounds")
-    return {"speed": "\n".join(lines) + "\n\n" + table(headings, rows), "profile": profile(rounds)}
+    return lines
 
 
 def worker(engine: str, model: Path, ids: list[int], options: argparse.Namespace) -> Any:
@@ -168,8 +177,8 @@ def worker(engine: str, model: Path, ids: list[int], options: argparse.Namespace
     return json.loads(done.stdout)
 
 
-def profile(rounds: dict[str, list[Any]]) -> str:
-    """Milliseconds by part."""
+def profile(rounds: Rounds) -> str:
+    """Milliseconds of pumice by part of the model."""
     names = ["products", "attention", "swiglu", "rms_norm", "rotate"]
     rows = []
     for what, label in (("prompt", "256-token prompt"), ("token", "one token")):
