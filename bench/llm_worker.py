@@ -7,6 +7,7 @@ has llama_cpp. Prints JSON: seconds of prompts and of tokens, the tokens, and fo
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -106,15 +107,15 @@ def llama_cpp(model: Path, ids: list[int], threads: int) -> dict[str, Any]:
         return np.ctypeslib.as_array(lib.llama_get_logits_ith(run.ctx, -1), (run.n_vocab(),))  # waits until it is done
 
     found = measure(start, feed, ids)
-    about = lib.llama_print_system_info().decode()
-    found["about"] = f"llama-cpp-python {lib.__version__} ({about.strip(' |')})"
+    has = re.findall(r"(\w+) = 1", lib.llama_print_system_info().decode())
+    found["about"] = f"llama-cpp-python {lib.__version__} with {', '.join(has)}"
     return found
 
 
 def main() -> None:
     engine, model, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     ids = json.load(sys.stdin)
-    if engine == "llama.cpp":
+    if engine.startswith("llama.cpp"):
         found = llama_cpp(model, ids, threads)
     else:
         found = pumice(model, ids, engine.removeprefix("pumice-"))

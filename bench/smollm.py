@@ -38,7 +38,7 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SUMS = {MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 TEXT_SUMS = {"lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e"}
 PROMPT = "The lighthouse keeper opened the door and"
-ENGINES = ("pumice-int16", "pumice-int8", "llama.cpp")
+OURS = ("pumice-int16", "pumice-int8")
 PROMPT_TOKENS = 256
 PRUNED = 0.3
 
@@ -48,7 +48,9 @@ Rounds: TypeAlias = dict[str, list[Any]]  # engine -> what its worker printed, b
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", choices=("quality", "speed"))
-    parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama_cpp; without it, pumice alone")
+    parser.add_argument(
+        "--llama-cpp", nargs="*", default=[], metavar="PYTHON", help="that has llama_cpp; several builds"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/models.md")
@@ -124,11 +126,12 @@ def score(file: Path, model: Path, text: Path, activations: str) -> float:
 def speed(model: Path, text: Path, options: argparse.Namespace) -> dict[str, str]:
     """Tokens per second of a 256-token prompt and of what follows, the ratios, and pumice's profile."""
     ids = open_checkpoint(model)[2].encode(text.read_text("latin-1"))[:PROMPT_TOKENS]
-    engines = ENGINES if options.llama_cpp else ENGINES[:-1]
-    rounds: Rounds = {engine: [] for engine in engines}
+    pythons = dict.fromkeys(OURS, sys.executable)
+    pythons |= {f"llama.cpp {i}": python for i, python in enumerate(options.llama_cpp, 1)}
+    rounds: Rounds = {engine: [] for engine in pythons}
     for i in range(options.rounds):
-        for engine in random.Random(i).sample(engines, len(engines)):
-            rounds[engine].append(worker(engine, model, ids, options))
+        for engine in random.Random(i).sample(list(pythons), len(pythons)):
+            rounds[engine].append(worker(pythons[engine], engine, model, ids, options.threads))
         say(f"round {i + 1} of {options.rounds}")
     kept = ("machine", "ISA", "date", "BLAS of NumPy", "versions")
     facts = [f"- {key}: {value}" for key, value in about().items() if key in kept]
@@ -137,43 +140,40 @@ def speed(model: Path, text: Path, options: argparse.Namespace) -> dict[str, str
 
 
 def speeds(rounds: Rounds) -> str:
-    """Tokens per second, and the median over the rounds of (seconds of llama.cpp / seconds)."""
+    """Tokens per second, and the median over the rounds of (seconds of the fastest llama.cpp / seconds)."""
     rows = []
+    peers = list(zip(*(runs for engine, runs in rounds.items() if engine not in OURS), strict=True))
     for engine, runs in rounds.items():
         name, _, activations = engine.partition("-")
         cells = [f"{name}, {activations} activations" if activations else name]
         for what, tokens in (("prompt", PROMPT_TOKENS), ("token", 1)):
             cells.append(f"{tokens / np.median([run[what] for run in runs]):.0f}")
-            ratios = [
-                theirs[what] / ours[what] for theirs, ours in zip(rounds.get("llama.cpp", []), runs, strict=False)
-            ]
+            ratios = [min(peer[what] for peer in of) / run[what] for of, run in zip(peers, runs, strict=False)]
             cells.append(f"{np.median(ratios):.2f}" if ratios else "")
         rows.append(cells)
-    headings = ["", "256-token prompt, tokens/s", "/ llama.cpp", "generation, tokens/s", "/ llama.cpp"]
+    headings = ["", "256-token prompt, tokens/s", "/ fastest llama.cpp", "generation, tokens/s", "/ fastest llama.cpp"]
     return table(headings, rows)
 
 
 def agreement(rounds: Rounds) -> list[str]:
-    """What llama.cpp was, and for how long it and pumice draw the same tokens."""
+    """What each llama.cpp was, and for how long it and pumice draw the same tokens."""
     lines = []
-    for run in rounds.get("llama.cpp", [])[:1]:
-        pairs = list(zip(run["said"], rounds[ENGINES[0]][0]["said"], strict=True))
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-        lines.append(
-            f"- {run['about']}; of the {len(pairs)} tokens that it and pumice find likeliest, the first {same} agree"
-        )
+    for engine in [engine for engine in rounds if engine not in OURS]:
+        run, ours = rounds[engine][0], rounds[OURS[0]][0]["said"]
+        same = next((i for i, (a, b) in enumerate(zip(run["said"], ours, strict=True)) if a != b), len(ours))
+        lines.append(f"- {engine}: {run['about']}; its first {same} likeliest tokens are pumice's")
     return lines
 
 
-def worker(engine: str, model: Path, ids: list[int], options: argparse.Namespace) -> Any:
-    python = options.llama_cpp if engine == "llama.cpp" else sys.executable
-    command = [python, str(Path(__file__).with_name("llm_worker.py")), engine, str(model), str(options.threads)]
-    environment = clean_environment(options.threads)
-    if engine == "llama.cpp":
-        environment.pop("PYTHONPATH", None)
+def worker(python: str, engine: str, model: Path, ids: list[int], threads: int) -> Any:
+    script = Path(__file__).with_name("llm_worker.py")
+    environment = clean_environment(threads)
+    if engine not in OURS:
+        environment.pop("PYTHONPATH", None)  # of this Python, not of that
+    command = [python, str(script), engine, str(model), str(threads)]
     done = subprocess.run(command, input=json.dumps(ids), stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
-        raise SystemExit(f"{engine}: ended with {done.returncode}")
+        raise SystemExit(f"{engine}: {python} ended with {done.returncode}")
     return json.loads(done.stdout)
 
 
@@ -182,7 +182,7 @@ def profile(rounds: Rounds) -> str:
     names = ["products", "attention", "swiglu", "rms_norm", "rotate"]
     rows = []
     for what, label in (("prompt", "256-token prompt"), ("token", "one token")):
-        for engine in ENGINES[:-1]:
+        for engine in OURS:
             runs = [run["profile"][what] for run in rounds[engine]]
             parts = {name: 1e3 * float(np.median([run[name] for run in runs])) for name in ["whole", *names]}
             rest = parts["whole"] - sum(parts[name] for name in names)

@@ -232,13 +232,17 @@ def test_the_language_model_s_tables_hold_rounds_against_llama_cpp_s(bench: Any)
     rounds = {
         "pumice-int16": [llm_run(s, [7, 8, 9]) for s in (2.0, 4.0, 1.0)],
         "pumice-int8": [llm_run(s, [7, 8, 9]) for s in (1.0, 1.0, 1.0)],
-        "llama.cpp": [llm_run(s, [7, 8, 1]) for s in (1.0, 1.0, 2.0)],
+        "llama.cpp 1": [llm_run(s, [7, 8, 1]) for s in (1.0, 3.0, 2.0)],
+        "llama.cpp 2": [llm_run(s, [7, 8, 9]) for s in (2.0, 1.0, 2.0)],
     }
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in smollm.speeds(rounds).splitlines()[2:]]
     assert rows[0] == ["pumice, int16 activations", "128", "0.50", "50", "0.50"]  # of 1/2, 1/4 and 2
-    assert rows[2] == ["llama.cpp", "256", "1.00", "100", "1.00"]
-    assert smollm.agreement(rounds) == ["- llama 1; of the 3 tokens that it and pumice find likeliest, the first 2 agree"]
-    alone = {engine: runs for engine, runs in rounds.items() if engine != "llama.cpp"}
+    assert rows[2] == ["llama.cpp 1", "128", "1.00", "50", "1.00"]  # of 1, 1/3 and 1
+    assert smollm.agreement(rounds) == [
+        "- llama.cpp 1: llama 1; its first 2 likeliest tokens are pumice's",
+        "- llama.cpp 2: llama 1; its first 3 likeliest tokens are pumice's",
+    ]
+    alone = {engine: runs for engine, runs in rounds.items() if engine in smollm.OURS}
     assert "| 128 |  | 50 |  |" in smollm.speeds(alone)
     assert smollm.agreement(alone) == []
     assert "| 256-token prompt, int8 | 1000.00 | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 500.00 |" in (
