@@ -22,7 +22,7 @@ help:
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
-	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=a Python that has llama_cpp; WRITE=1"
+	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
