@@ -15,6 +15,7 @@ import random
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,6 +39,7 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SUMS = {MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 TEXT_SUMS = {"lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e"}
 PROMPT = "The lighthouse keeper opened the door and"
+QUESTIONS = ("What is a lighthouse for?", "Who works there?", "Write one sentence about the sea.")
 OURS = ("pumice-int16", "pumice-int8")
 PROMPT_TOKENS = 256
 PRUNED = 0.3
@@ -82,15 +84,16 @@ def quality(model: Path, text: Path) -> dict[str, str]:
         files[scheme] = OUTPUT / f"{scheme}.safetensors"
         pm.convert(model, files[scheme], scheme, allow_requantize=True, overwrite=True)
     files[f"bitmask+int8, {PRUNED:.0%} pruned"] = prune(model, OUTPUT / "pruned.safetensors")
-    rows, said = [], []
+    rows, said = [], [chat(model)]
     for name, file in files.items():
         say(f"scoring {name} ...")
         scores = [score(file, model, text, activations) for activations in ("int16", "int8")]
         rows.append([name, f"{file.stat().st_size / 1e6:.1f}", *(f"{value:.2f}" for value in scores)])
         greedy = llama(file, model, "--prompt", PROMPT, "--tokens", "40", "--temperature", "0")
-        said.append(f"{name}:\n{greedy.strip()}")
+        said.append(f"{name}: {greedy.strip()}")
     headings = ["weights", "MB", "perplexity", "with int8 activations"]
-    return {"quality": table(headings, rows), "said": "```\n" + "\n\n".join(said) + "\n```"}
+    wrapped = [textwrap.fill(line, 118) for text in said for line in [*text.splitlines(), ""]]
+    return {"quality": table(headings, rows), "said": "\n".join(["```", *wrapped[:-1], "```"])}
 
 
 def prune(model: Path, target: Path) -> Path:
@@ -108,9 +111,16 @@ def prune(model: Path, target: Path) -> Path:
     return target
 
 
-def llama(file: Path, model: Path, *arguments: str) -> str:
+def chat(model: Path) -> str:
+    """What the model as it is answers on the terminal, with the questions as they would be typed."""
+    answers = llama(model, model, "--tokens", "60", "--temperature", "0", typed="\n".join(QUESTIONS))
+    pairs = zip(QUESTIONS, answers.split("> ")[1:], strict=False)
+    return "\n".join(f"> {question}\n{answer.strip()}" for question, answer in pairs)
+
+
+def llama(file: Path, model: Path, *arguments: str, typed: str = "") -> str:
     command = [sys.executable, str(LLAMA), str(file), "--like", str(model), *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(command, check=True, input=typed, stdout=subprocess.PIPE, text=True).stdout
 
 
 def score(file: Path, model: Path, text: Path, activations: str) -> float:
