@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_files import Config, Text, Unfit, names_of, open_checkpoint
+from llama_files import Config, Text, names_of, open_checkpoint
 from numpy.typing import NDArray
 
 import pumice as pm
@@ -114,14 +114,14 @@ class Llama:
 
     def _hidden(self, ids: NDArray[np.int64], cache: Cache) -> F32:
         """x (tokens, width) after the last layer."""
-        epsilon, start = self.config.epsilon, cache.length
-        cache.length = stop = start + len(ids)
+        epsilon, start, stop = self.config.epsilon, cache.length, cache.length + len(ids)
         x = self.embedding.take(ids) if isinstance(self.embedding, pm.CompactArray) else self.embedding[ids]
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             q, k, v = self._split(layer.qkv(rms_norm(x, layer.attention_norm, epsilon)), cache.turns[start:stop])
             keys[:, start:stop], values[:, start:stop] = k, v
             x += layer.output(attention(q, keys[:, :stop], values[:, :stop]))
             x += layer.down(swiglu(layer.gate_up(rms_norm(x, layer.ffn_norm, epsilon))))
+        cache.length = stop
         return x
 
     def _split(self, qkv: F32, turns: NDArray[np.complex64]) -> tuple[F32, F32, F32]:
@@ -208,6 +208,8 @@ def perplexity(model: Llama, ids: Sequence[int], window: int = WINDOW) -> tuple[
 
     The text is cut into windows that see nothing of each other; the first token of each is not scored.
     """
+    if len(ids) < 2:
+        raise ValueError(f"text: expected at least two tokens, got {len(ids)}")
     surprise, scored = 0.0, 0
     for i in range(0, len(ids) - 1, window):  # a single token at the end has nothing before it
         part = np.asarray(ids[i : i + window])
@@ -249,7 +251,11 @@ def chat(model: Llama, cache: Cache, text: Text, options: argparse.Namespace) ->
             print("[the cache is full: starting again]", file=sys.stderr)
             cache.length = 0
             ids = text.chat(line, first=True)[: cache.size - 1]
-        left = say(model, cache, text, ids, options)
+        try:
+            left = say(model, cache, text, ids, options)
+        except KeyboardInterrupt:  # enough of this answer
+            print()
+            left = []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -268,22 +274,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         weights, config, text = open_checkpoint(options.model, options.like)
         model = Llama(weights, config)
-    except (OSError, pm.PumiceError, Unfit) as error:
-        print(f"llama: {error}", file=sys.stderr)
+        with pm.options(activations=options.activations):
+            run(model, text, options)
+    except (OSError, ImportError, ValueError) as error:  # among these pumice's and Unfit
+        hint = "; pip install 'pumice[examples]'" if isinstance(error, ImportError) else ""
+        print(f"llama: {error}{hint}", file=sys.stderr)
         return 1
-    cache = Cache(config, min(options.context, config.context))
-    with pm.options(activations=options.activations):
-        if options.perplexity is not None:
-            ids = text.encode(options.perplexity.read_text(options.encoding))
-            window = min(WINDOW, config.context)
-            value, scored = perplexity(model, ids, window)
-            print(f"perplexity {value:.3f} of {scored} tokens in windows of {window}")
-        elif options.prompt is not None:
-            print(options.prompt, end="", flush=True)
-            say(model, cache, text, text.encode(options.prompt), options)
-        else:
-            chat(model, cache, text, options)
     return 0
+
+
+def run(model: Llama, text: Text, options: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    cache = Cache(model.config, min(options.context, model.config.context))
+    if options.perplexity is not None:
+        window = min(WINDOW, cache.size)
+        ids = text.encode(options.perplexity.read_text(options.encoding))
+        value, scored = perplexity(model, ids, window)
+        print(f"perplexity {value:.3f} of {scored} tokens in windows of {window}")
+    elif options.prompt is not None:
+        ids = text.encode(options.prompt)
+        if not 0 < len(ids) <= cache.size:
+            raise ValueError(f"prompt: expected 1 to {cache.size} tokens (--context), got {len(ids)}")
+        print(options.prompt, end="", flush=True)
+        say(model, cache, text, ids, options)
+    else:
+        chat(model, cache, text, options)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ class Config:
         of = {name.removeprefix(f"{kind}."): value for name, value in fields.items()}
         heads = of["attention.head_count"]
         size = of.get("attention.key_length") or of["embedding_length"] // heads
+        if of.get("rope.dimension_count", size) != size:
+            raise Unfit(f"rope.dimension_count: expected {size}, a head's size, got {of['rope.dimension_count']}")
         rope = {"rope_type": of.get("rope.scaling.type", "none"), "factor": of.get("rope.scaling.factor", 1.0)}
         frequencies = of.get("rope.freq_base", 10000.0) ** (-np.arange(0, size, 2) / size)
         return cls(
@@ -158,7 +160,7 @@ class Text:
         """From a tokenizer.json, and what config.json says about the end."""
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
         end = config.get("eos_token_id")
         return cls(tokenizer, tokenizer.encode("").ids, set(end if isinstance(end, list) else [end]))
 
@@ -218,10 +220,13 @@ def open_checkpoint(model: Path, like: Path | None = None) -> tuple[Mapping[str,
     weights = pm.load(model)
     gguf_names = names_of(weights)[1]
     told = like or model
-    if told.is_dir() and (told / "config.json").is_file():
-        config = json.loads((told / "config.json").read_text("utf-8"))
-        return weights, Config.from_json(config, gguf_names), Text.from_json(told / "tokenizer.json", config)
-    fields = pm.load(told).fields
-    if "general.architecture" not in fields:
-        raise Unfit(f"{told}: expected a folder with config.json or a GGUF file; --like PATH says where one is")
-    return weights, Config.from_fields(fields, gguf_names, weights), Text.from_fields(fields)
+    try:
+        if told.is_dir() and (told / "config.json").is_file():
+            config = json.loads((told / "config.json").read_text("utf-8"))
+            return weights, Config.from_json(config, gguf_names), Text.from_json(told / "tokenizer.json", config)
+        fields = pm.load(told).fields
+        if "general.architecture" not in fields:
+            raise Unfit(f"{told}: expected a folder with config.json or a GGUF file; --like PATH says where one is")
+        return weights, Config.from_fields(fields, gguf_names, weights), Text.from_fields(fields)
+    except KeyError as error:
+        raise Unfit(f"{told}: expected the entry {error}, got none") from None

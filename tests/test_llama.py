@@ -359,14 +359,32 @@ def test_a_folder_converted_from_gguf_takes_sizes_and_text_from_elsewhere(
     assert len(capsys.readouterr().out.split()) >= 4
 
 
-def test_what_cannot_be_run_is_one_line(
-    llama: Any,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_cannot_be_run_is_one_line(llama: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def complaint(*options: str) -> str:
+        assert llama.main(list(options)) == 1
+        return capsys.readouterr().err
+
+    assert complaint(str(folder), "--prompt", "") == "llama: prompt: expected 1 to 256 tokens (--context), got 0\n"
+    assert complaint(str(folder), "--prompt", said([1] * 9), "--context", "8").endswith("got 9\n")
+    (folder / "short").write_text("w1")
+    assert complaint(str(folder), "--perplexity", str(folder / "short")).endswith(
+        "expected at least two tokens, got 1\n"
+    )
+    assert complaint(str(folder / "nothing")).startswith("llama: path: expected an existing file or folder")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    assert llama.main([str(folder), "--prompt", "w1"]) == 1
-    assert capsys.readouterr().err.startswith("llama: config.json: expected a model_type of llama")
-    assert llama.main([str(folder / "nothing"), "--prompt", "w1"]) == 1
-    assert capsys.readouterr().err.startswith("llama: path: expected an existing file or folder")
+    assert complaint(str(folder)).startswith("llama: config.json: expected a model_type of llama")
+    del config["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert complaint(str(folder)).endswith("expected the entry 'num_hidden_layers', got none\n")
+
+
+def test_an_interrupted_answer_leaves_the_cache_as_it_was(llama: Any, files: Any, plain: Golden) -> None:
+    config = files.Config.from_json(plain.json)
+    model, cache = llama.Llama(plain.weights, config), llama.Cache(config, 150)
+    model.forward(plain.ids[:10], cache)
+    down, model.layers[1].down.parts[0] = model.layers[1].down.parts[0], (None, None)
+    with pytest.raises(TypeError):  # as a KeyboardInterrupt would
+        model.forward(plain.ids[10:20], cache)
+    model.layers[1].down.parts[0] = down
+    np.testing.assert_allclose(model.forward(plain.ids[10:20], cache), plain.logits[19], **CLOSE)
