@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import random
 import re
 import subprocess
@@ -143,8 +144,10 @@ def speed(model: Path, text: Path, options: argparse.Namespace) -> dict[str, str
         for engine in random.Random(i).sample(list(pythons), len(pythons)):
             rounds[engine].append(worker(pythons[engine], engine, model, ids, options.threads))
         say(f"round {i + 1} of {options.rounds}")
-    kept = ("machine", "ISA", "date", "BLAS of NumPy", "versions")
-    facts = [f"- {key}: {value}" for key, value in about().items() if key in kept]
+    facts = [
+        f"- {key}: {value}" for key, value in about().items() if key in ("machine", "ISA", "date", "BLAS of NumPy")
+    ]
+    facts.append(f"- pumice {pm.__version__}, NumPy {np.__version__}, Python {platform.python_version()}")
     facts.append(f"- threads: {options.threads}; medians of {options.rounds} rounds")
     return {"speed": "\n".join(facts + agreement(rounds)) + "\n\n" + speeds(rounds), "profile": profile(rounds)}
 
