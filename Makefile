@@ -142,7 +142,7 @@ bench-compare:
 	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }
 	@$(PYTHON) -c "import numpy" 2>/dev/null && python=$(PYTHON) || python=$(PEERS)/bin/python; $$python bench/compare.py $(A) $(B)
 
-bench-llama: $(VENV)/with-examples
+bench-llama: $(VENV)/with-test
 	@$(BIN)/python bench/smollm.py quality speed $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
 
 promises: $(VENV)/with-test

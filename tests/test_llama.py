@@ -359,6 +359,15 @@ def test_a_folder_converted_from_gguf_takes_sizes_and_text_from_elsewhere(
     assert len(capsys.readouterr().out.split()) >= 4
 
 
+def test_a_converted_folder_runs_by_itself(
+    llama: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pm.convert(folder, tmp_path / "int8", "int8")
+    assert pm.load(tmp_path / "int8")["model.layers.0.mlp.up_proj.weight"].scheme == "int8"
+    assert llama.main([str(tmp_path / "int8"), "--prompt", "w1", "--tokens", "4", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("w1w")
+
+
 def test_what_cannot_be_run_is_one_line(llama: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def complaint(*options: str) -> str:
         assert llama.main(list(options)) == 1
