@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare promises fuzz interop-gguf sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
+	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -150,6 +151,9 @@ bench-sparse: $(PEERS)/peers
 bench-compare:
 	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }
 	@$(PYTHON) -c "import numpy" 2>/dev/null && python=$(PYTHON) || python=$(PEERS)/bin/python; $$python bench/compare.py $(A) $(B)
+
+bench-llama: $(VENV)/with-test
+	@$(BIN)/python bench/smollm.py quality speed $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
 
 promises: $(VENV)/with-test
 	@PUMICE_LONG=1 $(BIN)/python -m pytest -q -s tests/promises

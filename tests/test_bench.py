@@ -219,3 +219,44 @@ def test_a_small_run_measures_and_skips_aloud(tmp_path: Path) -> None:
     assert all(len(row["rounds"]) == 2 and row["error"] < 0.1 for row in table["rows"])
     assert any("torch" in line for line in table["skipped"])
     assert "| 33 x 64, hot, 1 thread | int8, int16 activations |" in done.stdout
+
+
+def llm_run(seconds: float, said: list[int]) -> dict[str, Any]:
+    parts = dict.fromkeys(["products", "attention", "swiglu", "rms_norm", "rotate"], seconds / 10)
+    profile = {"prompt": parts | {"whole": seconds}, "token": parts | {"whole": seconds}}
+    return {"prompt": seconds, "token": seconds / 100, "said": said, "profile": profile, "about": "llama 1"}
+
+
+def test_the_language_model_s_tables_hold_rounds_against_llama_cpp_s(bench: Any) -> None:
+    smollm = bench("smollm")
+    rounds = {
+        "pumice-int16": [llm_run(s, [7, 8, 9]) for s in (2.0, 4.0, 1.0)],
+        "pumice-int8": [llm_run(s, [7, 8, 9]) for s in (1.0, 1.0, 1.0)],
+        "llama.cpp 1": [llm_run(s, [7, 8, 1]) for s in (1.0, 3.0, 2.0)],
+        "llama.cpp 2": [llm_run(s, [7, 8, 9]) for s in (2.0, 1.0, 2.0)],
+    }
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in smollm.speeds(rounds).splitlines()[2:]]
+    assert rows[0] == ["pumice, int16 activations", "128", "0.50", "50", "0.50"]  # of 1/2, 1/4 and 2
+    assert rows[2] == ["llama.cpp 1", "128", "1.00", "50", "1.00"]  # of 1, 1/3 and 1
+    assert smollm.agreement(rounds) == [
+        "- llama.cpp 1: llama 1; its first 2 likeliest tokens are pumice's",
+        "- llama.cpp 2: llama 1; its first 3 likeliest tokens are pumice's",
+    ]
+    alone = {engine: runs for engine, runs in rounds.items() if engine in smollm.OURS}
+    assert "| 128 |  | 50 |  |" in smollm.speeds(alone)
+    assert smollm.agreement(alone) == []
+    assert "| 256-token prompt, int8 | 1000.00 | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 500.00 |" in (
+        smollm.profile(rounds)
+    )
+
+
+def test_without_a_network_the_language_model_s_bench_says_that_it_is_skipped(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PIP_INDEX_URL": "http://127.0.0.1:9",
+        "PIP_NO_INDEX": "1",
+        "PUMICE_CACHE": str(tmp_path),
+    }
+    command = [sys.executable, str(BENCH / "smollm.py"), "quality"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "smollm: no network: SKIPPED, nothing was measured" in done.stderr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +28,7 @@ def example(name: str) -> ModuleType:
     return module
 
 
-minilm, wordpiece = example("minilm"), example("wordpiece")
+fetch, minilm, wordpiece = example("fetch"), example("minilm"), example("wordpiece")
 PIECES = [
     "[PAD]",
     "[UNK]",
@@ -173,3 +175,30 @@ def test_without_a_network_the_demo_says_so_and_runs_a_model_made_on_the_spot(
     assert [row[0] for row in rows] == ["float32", "int8", "int4-g32"]
     assert float(rows[1][4]) > 0.999
     assert int(rows[2][1].replace(",", "")) < int(rows[0][1].replace(",", "")) / 3
+
+
+def test_of_a_package_only_the_files_asked_for_are_unpacked_and_none_outside(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        for name in (
+            "pkg/data/lee.cor",
+            "pkg/data/other.bin",
+            "pkg/data/../../lee.cor",
+            "pkg/code.py",
+            "pkg/data/in/x.cor",
+        ):
+            wheel.writestr(name, name)
+    fetch.unpack(tmp_path / "a.whl", "pkg/data/", tmp_path / "cache" / "lee", "*.cor")
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"a.whl", "cache/lee/lee.cor", "cache/lee/in/x.cor"}
+    assert (tmp_path / "cache" / "lee" / "lee.cor").read_text() == "pkg/data/lee.cor"
+
+
+def test_a_cached_file_that_is_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUMICE_CACHE", str(tmp_path))
+    (tmp_path / "lee").mkdir()
+    (tmp_path / "lee" / "lee.cor").write_text("news")
+    sums = {"lee.cor": hashlib.sha256(b"news").hexdigest()}
+    assert fetch.fetch("nothing==0", "0 MB", "", "lee", sums) == tmp_path / "lee"
+    (tmp_path / "lee" / "lee.cor").write_text("old news")
+    with pytest.raises(SystemExit, match="expected sha256 .*remove the folder"):
+        fetch.fetch("nothing==0", "0 MB", "", "lee", sums)
