@@ -21,7 +21,7 @@ from llama_files import open_checkpoint
 import pumice as pm
 
 MODEL = HERE / "austen"
-SCHEMES = ("int8", "int5-g32", "int4-g32", "int3-g32")
+SCHEMES = ("int8", "int5-g32", "int4-g32", "int3-g32", "int2-g32")
 SPEAKS = "int4-g32"
 PROMPT = "It was a fine morning, and"
 TOKENS, SEED, TEMPERATURE = 200, 0, 0.7

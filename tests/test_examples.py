@@ -173,7 +173,7 @@ def test_without_a_network_the_demo_runs_the_language_model_and_says_what_it_lef
     assert done.returncode == 3, done.stderr
     assert "all-MiniLM-L6-v2 is SKIPPED" in done.stderr
     rows = table(done.stdout)
-    assert [*rows] == ["float16", "int8", "int5-g32", "int4-g32", "int3-g32"]
+    assert [*rows] == ["float16", "int8", "int5-g32", "int4-g32", "int3-g32", "int2-g32"]
     sizes = [row[0] for row in rows.values()]
     assert sizes == sorted(sizes, reverse=True)
     assert rows["int8"][3] == pytest.approx(rows["float16"][3], rel=0.01)
@@ -221,7 +221,8 @@ def test_a_cached_file_that_is_another_is_refused(tmp_path: Path, monkeypatch: p
 def test_the_language_model_is_as_good_as_its_page_says(scheme: str, tmp_path: Path) -> None:
     """To half a unit of the page's last digit, and 1e-5 for floats that round otherwise elsewhere.
 
-    Between OpenBLAS for AVX-512 and for SSE, torch and every ISA here the figure moved by 2e-7 at most.
+    That was 2e-7 of the float16 model's figure between torch, transformers and OpenBLAS for AVX-512 and for SSE, and
+    4e-6 of the int8 one's, whose activations may round to another int16. Every ISA here gives the same.
     """
     folder = EXAMPLES / "austen"
     row = re.search(rf"^\| {scheme} \|(.*)\|$", (folder / "README.md").read_text("utf-8"), re.MULTILINE)
@@ -235,7 +236,7 @@ def test_the_language_model_is_as_good_as_its_page_says(scheme: str, tmp_path: P
     weights, config, tokens = llama_files.open_checkpoint(folder)
     found, scored = llama.perplexity(llama.Llama(weights, config), tokens.encode(text)[: 8 * 256], window=256)
     assert scored == 8 * 255
-    assert found == pytest.approx(stated, rel=1e-5, abs=0.0005)
+    assert found == pytest.approx(stated, rel=0, abs=0.0005 + 1e-5 * stated)
 
 
 def table(text: str) -> dict[str, list[float]]:
