@@ -12,7 +12,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp'
 .PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
-	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
+	@echo "make demo         convert a language model and a sentence encoder to int8, int4 ... and run them from the compact files"
 	@echo "make test         run the tests"
 	@echo "make test-scalar  run the tests on the scalar kernels"
 	@echo "make test-baseline  the scalar kernels on an emulated processor without AVX (needs qemu-user)"

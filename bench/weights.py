@@ -105,13 +105,13 @@ def lyra(name: str) -> np.ndarray:
 
 
 def examples() -> Any:
-    """The modules of examples/demo.py, which fetches the model and embeds sentences."""
+    """examples/demo_minilm.py, which fetches the model and embeds sentences."""
     folder = str(ROOT / "examples")
     if folder not in sys.path:
         sys.path.append(folder)
-    import demo
+    import demo_minilm
 
-    return demo
+    return demo_minilm
 
 
 @functools.lru_cache
