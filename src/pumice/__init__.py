@@ -22,6 +22,7 @@ from pumice.options import options
 from pumice.pruning import prune, sparsify
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
+from pumice.statistics import CalibrationStats, Moments
 from pumice.threadpools import register as _register_threadpools
 
 __version__ = "0.1.0"
@@ -32,9 +33,11 @@ __all__ = [
     "BSRArray",
     "BitmaskArray",
     "CSRArray",
+    "CalibrationStats",
     "CompactArray",
     "DenseArray",
     "FormatError",
+    "Moments",
     "NMArray",
     "NonFiniteError",
     "PumiceError",
