@@ -19,7 +19,7 @@ from pumice.explanation import explain
 from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, SumArray, from_parts
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
-from pumice.pruning import prune, sparsify
+from pumice.pruning import Masks, cubic_sparsity, prune, sparsify
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
 from pumice.statistics import CalibrationStats, Moments
@@ -37,6 +37,7 @@ __all__ = [
     "CompactArray",
     "DenseArray",
     "FormatError",
+    "Masks",
     "Moments",
     "NMArray",
     "NonFiniteError",
@@ -49,6 +50,7 @@ __all__ = [
     "compress",
     "concatenate",
     "convert",
+    "cubic_sparsity",
     "explain",
     "from_parts",
     "get_num_threads",

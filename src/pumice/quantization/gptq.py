@@ -5,8 +5,7 @@ Frantar, Ashkboos, Hoefler & Alistarh 2022, arXiv:2210.17323; the arithmetic is 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,7 @@ from pumice.quantization.clipping import CLIPS
 from pumice.statistics import Moments
 from pumice.values.base import F32, Arrays
 
-# Of weights that a grid is made for, should errors have grown beyond all measure: a range of float32, or, where the
-# user wants scales in float16, one whose scales and minima that holds.
-BOUND, HALF_BOUND = np.float32(1e37), np.float32(60000)
+BOUND, HALF_BOUND = 1e37, 30000.0  # of what a moved grid reaches, should errors have grown beyond all measure
 
 Order: TypeAlias = NDArray[np.intp]
 
@@ -63,7 +60,7 @@ def gptq(
     order = activation_order(moments) if act_order else None
     factor = factorize(moments.mean(), damping, order)
     static = CLIPS[clip](task)
-    sweep, grid = sweep_on_grids(task, factor, order, None if static_groups or not grouped else static, static)
+    sweep, grid = _swept(task, factor, order, static, grouped and not static_groups)
     w, rounded = _rescued(task, sweep, grid, static)
     loss = float(sweep.loss()[~rounded].mean()) if not rounded.all() else None
     count = int(np.count_nonzero(rounded))
@@ -75,52 +72,36 @@ def activation_order(moments: Moments) -> Order:
     return np.argsort(-moments.norms(), kind="stable")
 
 
-def sweep_on_grids(
-    task: Task, factor: Factor, order: Order | None, moving: Arrays | None, static: Arrays
+def _swept(
+    task: Task, factor: Factor, order: Order | None, static: Arrays, moving: bool
 ) -> tuple[Sweep, Arrays]:
-    """All columns fixed, and the grid: the static one, or (`moving`) each group's own, made when it is reached."""
+    """All columns fixed, and the grid: the static one, or each group's own, made when it is reached."""
     cols = task.w.shape[1]
     groups = np.arange(cols) // task.group if order is None else order // task.group
     groups = groups.astype(np.int32)
-    if moving is None:
+    if not moving:
         sweep = Sweep(task.w, factor, order)
         keep = task.keep if task.keep is None or order is None else task.keep[:, order]
         sweep.fix(cols, keep, task.codec.levels(static), groups)
         return sweep, static
-    for dtype in (moving["scale"].dtype, np.float32):
-        swept = _sweep_moving(task, factor, groups, {name: a.copy() for name, a in moving.items()}, dtype)
-        if swept is not None:
-            return swept
-    raise AssertionError("float32 scales never need wider ones")
-
-
-def _sweep_moving(
-    task: Task, factor: Factor, groups: NDArray[np.int32], grid: Arrays, dtype: Any
-) -> tuple[Sweep, Arrays] | None:
-    """None where a grid needs wider scales than `dtype`."""
-    sweep, cols = Sweep(task.w, factor), task.w.shape[1]
-    grid = {name: a if name == "zero_point" else a.astype(dtype) for name, a in grid.items()}
-    if dtype == np.float32:
-        task = replace(task, scale_dtype=np.float32)
+    sweep, grid = Sweep(task.w, factor), {name: array.copy() for name, array in static.items()}
     for g, start in enumerate(range(0, cols, task.group)):
         stop = min(start + task.group, cols)
         keep = None if task.keep is None else task.keep[:, start:stop]
-        part = moved_grid(task, sweep.current(stop), keep)
-        if part["scale"].dtype.itemsize > np.dtype(dtype).itemsize:
-            return None
-        for name, array in part.items():
-            grid[name][:, g] = array[:, 0]
+        move_grid(task, grid, g, sweep.current(stop), keep)
         sweep.fix(stop, keep, task.codec.levels(grid), groups)
     return sweep, grid
 
 
-def moved_grid(task: Task, current: F32, keep: NDArray[np.bool_] | None) -> Arrays:
-    """The grid (rows, 1) of a group whose weights have become `current`."""
-    bound = HALF_BOUND if task.scale_dtype is not None and np.dtype(task.scale_dtype) == np.float16 else BOUND
+def move_grid(task: Task, grid: Arrays, g: int, current: F32, keep: NDArray[np.bool_] | None) -> None:
+    """Make the grid of group g anew, for weights that have become `current`; its dtype stays."""
+    dtype = grid["scale"].dtype
+    bound = np.float32(BOUND if dtype == np.float32 else HALF_BOUND * (1 if "min" in grid else 2 ** (task.codec.bits - 1)))
     current = np.ascontiguousarray(np.clip(np.nan_to_num(current, nan=0.0), -bound, bound))
     if keep is not None:
         current[~keep] = 0
-    return task.codec.grid(*native.group_range(current, current.shape[1]), task.scheme, task.scale_dtype)
+    for name, array in task.codec.grid(*native.group_range(current, current.shape[1]), task.scheme, dtype).items():
+        grid[name][:, g] = array[:, 0]
 
 
 def _rescued(
