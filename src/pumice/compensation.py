@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from pumice._core import native
 from pumice.values.base import F32
 
-BLOCK = 128  # columns after which errors reach the columns beyond; BLAS does not split sums of so few terms over threads
+BLOCK = (
+    128  # columns after which errors reach the columns beyond; BLAS does not split sums of so few terms over threads
+)
 PANEL_ROWS, PANEL_COLS = 512, 512
 DAMPING = 0.01  # of the mean of the diagonal, as in the papers
 PIVOT = 1e-10  # of its diagonal entry: a pivot below that is noise
@@ -44,7 +46,7 @@ class Factor:
     Attributes
     ----------
     upper : float32 (cols, cols)
-        S, unit upper triangular.
+        S above its diagonal, which is 1; what lies on and below it means nothing.
     variance : float32 (cols,)
         D / scale; 0 for dead columns.
     scale : float
@@ -81,9 +83,9 @@ def factorize(moments: F32, damping: float = DAMPING, order: NDArray[np.intp] | 
     --------
     >>> import numpy as np
     >>> f = factorize(np.array([[2.0, 1.0], [1.0, 2.0]], np.float32), damping=0)
-    >>> f.upper, f.variance * f.scale
-    (array([[1. , 0.5],
-           [0. , 1. ]], dtype=float32), array([1.5, 2. ], dtype=float32))
+    >>> np.triu(f.upper, 1), f.variance * f.scale
+    (array([[0. , 0.5],
+           [0. , 0. ]], dtype=float32), array([1.5, 2. ], dtype=float32))
     >>> factorize(np.ones((3, 3), np.float32), damping=0).damping    # rank 1
     1e-06
     """
@@ -149,7 +151,10 @@ def _unit_inverse(upper: F64) -> F64:
             inverse[:k, k] = -(inverse[:k, :k] * upper[:k, k]).sum(axis=1)
         return inverse
     half = n // 2
-    inverse[:half, :half], inverse[half:, half:] = _unit_inverse(upper[:half, :half]), _unit_inverse(upper[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = (
+        _unit_inverse(upper[:half, :half]),
+        _unit_inverse(upper[half:, half:]),
+    )
     inverse[:half, half:] = -(inverse[:half, :half] @ upper[:half, half:]) @ inverse[half:, half:]
     return inverse
 

@@ -41,7 +41,7 @@ def rebuild(value: Any, results: dict[Any, Any]) -> Any:
 
 
 def map_members(value: Any, one: Callable[[str, Any, Any], Any], name: str = "w") -> Any:
-    """`one(label, key, weight)` for a weight, whose key is None, or for each of a collection; the rest passes through."""
+    """`one(label, key, weight)` for a weight, its key None, or for each of a collection; other members pass through."""
     if not is_collection(value):
         return one(name, None, value)
     results = {

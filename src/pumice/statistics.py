@@ -125,7 +125,8 @@ class Moments:
         else:
             assert self._sum is not None
             diagonal = (np.diagonal(self._sum) / self.count).astype(np.float32)
-        return np.sqrt(np.maximum(diagonal, np.float32(0)))
+        norms: F32 = np.sqrt(np.maximum(diagonal, np.float32(0)))
+        return norms
 
     def pack(self) -> F32:
         """The upper triangle of the mean, column after column: (features * (features + 1) / 2,)."""
@@ -185,12 +186,13 @@ class CalibrationStats(Mapping[str, Moments]):
     >>> stats.update(("attention.query", "attention.key"), x)
     >>> stats.update("mlp.up", x @ np.eye(64, 32))
     >>> stats
-    <CalibrationStats of 3 layers, 100 rows, 27 KB>
+    <CalibrationStats of 3 layers, 100 rows, 10 KB>
 
     They are stored as plain arrays:
 
-    >>> _ = pm.save("stats.safetensors", stats.pack())
-    >>> again = pm.CalibrationStats.unpack(pm.load("stats.safetensors"))
+    >>> import io
+    >>> _ = pm.save(file := io.BytesIO(), stats.pack())    # or a path
+    >>> again = pm.CalibrationStats.unpack(pm.load(file.getvalue()))
     >>> bool((again["mlp.up"].mean() == stats["mlp.up"].mean()).all())
     True
     """
@@ -339,5 +341,6 @@ def moments_of(label: str, key: Any, stats: Stats, cols: int) -> Moments | None:
             raise TypeError(f"stats[{key!r}]: expected Moments, got {type(found).__name__}")
     if found.features != cols:
         raise ValueError(f"stats: expected {cols} features as {label} has columns, got {found.features}")
-    found._check_count()
-    return found
+    moments: Moments = found
+    moments._check_count()
+    return moments

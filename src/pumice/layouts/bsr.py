@@ -179,9 +179,7 @@ def _rounded_panels(w: F32, scheme: Scheme, grid: Arrays | None = None) -> Itera
     step = rows if scheme.values == "float32" else max(PANEL_WEIGHTS // max(w.shape[1], 1) // height, 1) * height
     for start in range(0, rows, step):
         try:
-            yield codec.encode_sparse(
-                w[start : start + step], scheme, np.float32, *grid_of(grid, start, start + step)
-            )
+            yield codec.encode_sparse(w[start : start + step], scheme, np.float32, *grid_of(grid, start, start + step))
         except NonFiniteError:
             codec.encode_sparse(w, scheme, np.float32)  # for the index in its message
             raise

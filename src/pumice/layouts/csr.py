@@ -203,9 +203,7 @@ class CSRArray(CompressedArray):
         return len(self._indices)
 
 
-def _rounded(
-    w: F32, scheme: Scheme, start: int, stop: int, grid: Arrays | None = None
-) -> tuple[Array, Array | None]:
+def _rounded(w: F32, scheme: Scheme, start: int, stop: int, grid: Arrays | None = None) -> tuple[Array, Array | None]:
     """Rows start .. stop - 1 as they are stored, and their scales."""
     codec = codec_of(scheme)
     try:

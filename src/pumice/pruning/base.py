@@ -1,7 +1,7 @@
 """`prune`, and the registry of its methods.
 
-Most methods *score* each weight, and the rule (`pruning.selection`) says which scores go. A *solver* decides and changes
-weights in turn, and asks the rule itself.
+Most methods *score* each weight, and the rule (`pruning.selection`) says which scores go. A *solver* decides and
+changes weights in turn, and asks the rule itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pumice.options import check_choice
 from pumice.pruning.masks import Masks
 from pumice.pruning.selection import Mask, Rule, Weights
 from pumice.scheme import Scheme
-from pumice.statistics import Moments, Stats, moments_of
+from pumice.statistics import Stats, moments_of
 from pumice.values.base import F32, Arrays
 
 Score = Callable[..., Weights]
@@ -142,8 +142,8 @@ def prune(
         root mean square score lies below it. Blocks at ragged edges count as blocks; a row of
         `scope` is a row of blocks.
     method : {"magnitude", "wanda", "sparsegpt", "random"}
-        docs/algorithms.md. ``"sparsegpt"`` also changes the weights that stay; it works in float32, takes `sparsity` or a
-        pattern, and removes the same share of every 128 columns.
+        docs/algorithms.md. ``"sparsegpt"`` also changes the weights that stay; it works in float32, takes `sparsity`
+        or a pattern, and removes the same share of every 128 columns.
     scope : {"layer", "row", "global"}, optional
         What `sparsity` counts: each array, each of its rows, or all arrays together. By default "row" for ``"wanda"``,
         else "layer".
@@ -165,8 +165,8 @@ def prune(
     Raises
     ------
     ValueError
-        Not exactly one of `sparsity` and `threshold`, or one out of range; columns that do not fit the pattern; stats of
-        another shape, or none where they are needed.
+        Not exactly one of `sparsity` and `threshold`, or one out of range; columns that do not fit the pattern; stats
+        of another shape, or none where they are needed.
     SchemeError
         The pattern is no scheme, or one whose layout has no pattern.
     NonFiniteError
@@ -196,10 +196,8 @@ def prune(
         raise TypeError(f"{unknown}: expected an option of prune, or of method {method!r}")
     single = not is_collection(w)
     found = {None: ("w", w)} if single else members(w)
-    weights = {key: checked(label, member, rule) for key, (label, member) in found.items() if single or is_weight(member)}
-    inputs = {
-        key: pruner.inputs(found[key][0], key, stats, seed, math.prod(array.shape[1:])) for key, array in weights.items()
-    }
+    weights = {k: checked(label, member, rule) for k, (label, member) in found.items() if single or is_weight(member)}
+    inputs = {k: pruner.inputs(found[k][0], k, stats, seed, math.prod(array.shape[1:])) for k, array in weights.items()}
     if pruner.solve is not None:
         pruned, masks = _solved(pruner.solve, rule, weights, inputs, options)
     else:

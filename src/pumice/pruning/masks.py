@@ -43,8 +43,9 @@ class Masks(Mapping[Any, NDArray[np.bool_]]):
 
     One bit a weight in files:
 
-    >>> _ = pm.save("masks.safetensors", masks.pack())
-    >>> pm.Masks.unpack(pm.load("masks.safetensors")) == masks
+    >>> import io
+    >>> _ = pm.save(file := io.BytesIO(), masks.pack())    # or a path
+    >>> pm.Masks.unpack(pm.load(file.getvalue())) == masks
     True
     """
 
@@ -128,8 +129,8 @@ class Masks(Mapping[Any, NDArray[np.bool_]]):
         return Masks({key: operator(mask, other[key]) for key, mask in self.items()})
 
     def pack(self) -> dict[str, NDArray[Any]]:
-        """Plain arrays: ``NAME_bitmask``, uint8 (rows, ceil(cols / 8)) as the layout bitmask has it, and ``NAME_shape``;
-        position i of a list is called ``[i]``."""
+        """Plain arrays: ``NAME_bitmask``, uint8 (rows, ceil(cols / 8)) as the layout bitmask has it, and
+        ``NAME_shape``; position i of a list is called ``[i]``."""
         arrays: dict[str, NDArray[Any]] = {}
         for key, mask in self.items():
             name = f"[{key}]" if isinstance(key, int) else str(key)

@@ -24,8 +24,8 @@ def cubic_sparsity(step: float, *, final: float, stop: float, initial: float = 0
 
     Examples
     --------
-    >>> [cubic_sparsity(step, final=0.8, stop=100) for step in (0, 50, 100, 150)]
-    [0.0, 0.7, 0.8, 0.8]
+    >>> [round(cubic_sparsity(step, final=0.8, stop=100), 3) for step in (0, 10, 50, 100, 150)]
+    [0.0, 0.217, 0.7, 0.8, 0.8]
     """
     for name, value in (("final", final), ("initial", initial)):
         if not 0 <= value <= 1:

@@ -41,7 +41,12 @@ class Rule:
 
     @classmethod
     def of(
-        cls, sparsity: float | None, threshold: float | None, pattern: str | Scheme | None, scope: str | None, usual: str
+        cls,
+        sparsity: float | None,
+        threshold: float | None,
+        pattern: str | Scheme | None,
+        scope: str | None,
+        usual: str,
     ) -> Rule:
         """The rule that arguments of `prune` make; `usual` is the method's own scope."""
         grid = None if pattern is None else Scheme.parse(pattern)

@@ -22,13 +22,11 @@ from pumice.values.base import F32, Arrays
 
 
 @register_solver("sparsegpt", needs=("moments",))
-def sparsegpt(
-    w: F32, rule: Rule, task: Task | None, *, moments: Moments, damping: float = DAMPING
-) -> Solved:
+def sparsegpt(w: F32, rule: Rule, task: Task | None, *, moments: Moments, damping: float = DAMPING) -> Solved:
     """Remove what costs least once later columns have made up for it, a unit of columns at a time.
 
-    The score of a weight is v^2 D (see `pumice.compensation`), v its value by now. A unit is `BLOCK` columns, M for N:M,
-    and for blocks as many whole ones as fit; of each the same share goes, in all exactly floor(sparsity * size).
+    The score of a weight is v^2 D (see `pumice.compensation`), v its value by now. A unit is `BLOCK` columns, M for
+    N:M, and for blocks as many whole ones as fit; of each the same share goes, in all exactly floor(sparsity * size).
 
     Parameters
     ----------
@@ -42,7 +40,7 @@ def sparsegpt(
     """
     if rule.threshold is not None or rule.scope == "global":
         what = "threshold" if rule.threshold is not None else "scope='global'"
-        raise ValueError(f"{what}: expected sparsity by layer or row for 'sparsegpt', whose scores depend on each other")
+        raise ValueError(f"{what}: expected a sparsity by layer or row for 'sparsegpt', whose scores change as it goes")
     static = None if task is None else nearest(task)
     if w.size == 0:
         return Solved(w, np.ones(w.shape, bool), static, Outcome("sparsegpt", loss=0.0))

@@ -85,13 +85,15 @@ def sparsify(
     pruner = PRUNERS[method]
     own = pruner.options(options)
     others = {name: value for name, value in options.items() if name not in own}
-    how = {"sparsity": sparsity, "threshold": threshold, "pattern": parsed if parsed.pattern else None, "scope": scope}
+    pattern = parsed if parsed.pattern else None
     turned = others.get("in_axis", 1) == 0  # patterns lie in the matrix as it is stored
     rows = map_weights(w, _turn) if turned else w
     if pruner.solve is not None and isinstance(codec_of(parsed), Integer):
-        rule = Rule.of(**how, usual=pruner.scope)
+        rule = Rule.of(sparsity, threshold, pattern, scope, pruner.scope)
         return map_members(rows, partial(_sparsify_by_solver, parsed, pruner, rule, stats, own, others))
-    pruned = prune(rows, **how, method=method, stats=stats, seed=seed, **own)
+    pruned = prune(
+        rows, sparsity, threshold=threshold, pattern=pattern, method=method, scope=scope, stats=stats, seed=seed, **own
+    )
     return compress(map_weights(pruned, _turn) if turned else pruned, parsed, **others)
 
 
@@ -99,7 +101,7 @@ def _sparsify_by_solver(
     scheme: Scheme, pruner: Pruner, rule: Rule, stats: Stats, own: dict[str, Any], others: dict[str, Any],
     label: str, key: Any, w: Any,
 ) -> CompactArray:  # fmt: skip
-    """Pruned and quantized in one sweep. Of the options of `compress` these have a meaning here: in_axis, scale_dtype."""
+    """Pruned and quantized in one sweep. Of the options of `compress` two mean something here: in_axis, scale_dtype."""
     unknown = [name for name in others if name not in ("in_axis", "scale_dtype")]
     if unknown:
         raise TypeError(f"{unknown[0]}: expected in_axis or scale_dtype beside a method that quantizes, too")

@@ -1,4 +1,4 @@
-"""Quantization: which numbers codes stand for, and which code a weight gets. One file a method; the imports register them."""
+"""Quantization: which numbers codes stand for, and which code a weight gets. The imports below register the methods."""
 
 from __future__ import annotations
 

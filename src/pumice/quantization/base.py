@@ -1,8 +1,8 @@
 """The registry of quantization methods, and what they are given and give back.
 
-A method chooses a *grid*, the numbers that the codes of each group stand for, and weights; each weight is then stored as
-the nearest number of its grid, in whatever layout. One that only chooses the grid hands the weights back as they are.
-What a method hands back on its grid is stored exactly.
+A method chooses a *grid*, the numbers that the codes of each group stand for, and weights; each weight is then stored
+as the nearest number of its grid, in whatever layout. One that only chooses the grid hands the weights back as they
+are. What a method hands back on its grid is stored exactly.
 """
 
 from __future__ import annotations

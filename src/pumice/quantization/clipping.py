@@ -37,9 +37,8 @@ def register_clip(name: str) -> Callable[[Clip], Clip]:
     return add
 
 
-def _grid(task: Task, low: F32, high: F32, scale_dtype: Any = None) -> Arrays:
-    dtype = task.scale_dtype if scale_dtype is None else scale_dtype
-    return task.codec.grid(low, high, task.scheme, dtype)
+def _grid(task: Task, low: F32, high: F32) -> Arrays:
+    return task.codec.grid(low, high, task.scheme, task.scale_dtype)
 
 
 @register_clip("nearest")
@@ -55,8 +54,8 @@ def absmax(task: Task) -> Arrays:
     if task.scheme.flags:
         raise ValueError(f"method: expected another than 'absmax' for {task.scheme}, whose codes are not symmetric")
     half = 2.0 ** (task.codec.bits - 1)
-    largest = np.maximum(-low, high).astype(np.float64) * (half / (half - 1))
-    largest = np.minimum(largest, np.finfo(np.float32).max).astype(np.float32)
+    wide = np.maximum(-low, high).astype(np.float64) * (half / (half - 1))
+    largest: F32 = np.minimum(wide, np.finfo(np.float32).max).astype(np.float32)
     return _grid(task, -largest, np.zeros_like(largest))
 
 

@@ -72,13 +72,10 @@ def activation_order(moments: Moments) -> Order:
     return np.argsort(-moments.norms(), kind="stable")
 
 
-def _swept(
-    task: Task, factor: Factor, order: Order | None, static: Arrays, moving: bool
-) -> tuple[Sweep, Arrays]:
+def _swept(task: Task, factor: Factor, order: Order | None, static: Arrays, moving: bool) -> tuple[Sweep, Arrays]:
     """All columns fixed, and the grid: the static one, or each group's own, made when it is reached."""
     cols = task.w.shape[1]
-    groups = np.arange(cols) // task.group if order is None else order // task.group
-    groups = groups.astype(np.int32)
+    groups: NDArray[np.int32] = ((np.arange(cols) if order is None else order) // task.group).astype(np.int32)
     if not moving:
         sweep = Sweep(task.w, factor, order)
         keep = task.keep if task.keep is None or order is None else task.keep[:, order]
@@ -95,18 +92,17 @@ def _swept(
 
 def move_grid(task: Task, grid: Arrays, g: int, current: F32, keep: NDArray[np.bool_] | None) -> None:
     """Make the grid of group g anew, for weights that have become `current`; its dtype stays."""
-    dtype = grid["scale"].dtype
-    bound = np.float32(BOUND if dtype == np.float32 else HALF_BOUND * (1 if "min" in grid else 2 ** (task.codec.bits - 1)))
-    current = np.ascontiguousarray(np.clip(np.nan_to_num(current, nan=0.0), -bound, bound))
+    dtype, bound = grid["scale"].dtype, BOUND
+    if dtype == np.float16:
+        bound = HALF_BOUND if "min" in grid else HALF_BOUND * 2 ** (task.codec.bits - 1)
+    current = np.ascontiguousarray(np.clip(np.nan_to_num(current, nan=0.0), -bound, bound), np.float32)
     if keep is not None:
         current[~keep] = 0
     for name, array in task.codec.grid(*native.group_range(current, current.shape[1]), task.scheme, dtype).items():
         grid[name][:, g] = array[:, 0]
 
 
-def _rescued(
-    task: Task, sweep: Sweep, grid: Arrays, static: Arrays
-) -> tuple[F32, NDArray[np.bool_]]:
+def _rescued(task: Task, sweep: Sweep, grid: Arrays, static: Arrays) -> tuple[F32, NDArray[np.bool_]]:
     """The fixed weights; rows whose numbers overflowed as they were, to be rounded to nearest on their static grid."""
     w = sweep.result()
     bad = ~(np.isfinite(sweep.loss()) & np.isfinite(w).all(axis=1))
