@@ -8,6 +8,7 @@ upper triangular, D diagonal (`factorize`). Then
     e H e^T = sum over columns k of D_k (v_k - q_k)^2,    v_k = w_k + sum over j < k of e_j S_jk
 
 so v_k is the value that column k should have once those before it are fixed, and D_k what a deviation from it costs.
+Columns further on are best at w + e S_fixed,free S_free,free^-1 by then.
 Those papers take rows of the Cholesky factor of the inverse of H, which is D^-1/2 S^-1, and keep the updated weights;
 this is the same arithmetic with one factorization and no inverse.
 """
@@ -186,9 +187,16 @@ class Sweep:
         return self._factor.variance
 
     def current(self, stop: int) -> F32:
-        """(rows, stop - at): what the next columns should be, as far as the errors of whole blocks and of the present
-        one say."""
-        return self._w[:, self.at : stop] + self._drift[:, self.at : stop]
+        """(rows, stop - at): the next columns, all still free, where they make up best for the errors so far.
+
+        That is w + e_fixed S_fixed,next S_next,next^-1. Beyond the block of `at`, errors of this block are not in it.
+        """
+        part = slice(self.at, stop)
+        if self.at == 0:
+            return self._w[:, part]
+        inverse = _unit_inverse(self._factor.upper[part, part].astype(np.float64)).astype(np.float32)
+        current: F32 = self._w[:, part] + self._drift[:, part] @ inverse
+        return current
 
     def fix(
         self,
