@@ -59,7 +59,7 @@ def degenerate(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndar
         x *= 10.0 ** rng.uniform(-15, 15, cols)
         w *= 10.0 ** rng.uniform(-15, 15, cols)
     elif kind == "huge":
-        x, w = np.clip(x * 1e18, -1e18, 1e18), np.clip(w * 1e38, -3e38, 3e38)
+        x, w = np.clip(x * 1e18, -1e18, 1e18), np.clip(w * 1e38, -1.5e38, 1.5e38)
     elif kind == "tiny":
         x, w = x * 1e-30, w * 1e-42
     elif kind == "nearly equal":

@@ -30,7 +30,7 @@ BLOCK = (
 )
 PANEL_ROWS, PANEL_COLS = 512, 512
 DAMPING = 0.01  # of the mean of the diagonal, as in the papers
-PIVOT = 1e-10  # of its diagonal entry: a pivot below that is noise
+PIVOT, LEAST = 1e-10, 1e-14  # of its diagonal entry, and of the mean of the diagonal: a pivot below that is noise
 RAISED, FIRST_RAISED = 10.0, 1e-6
 
 F64: TypeAlias = NDArray[np.float64]
@@ -122,7 +122,7 @@ def _factorize_in_place(a: F64) -> F64 | None:
     Blocks from the last to the first, with products of `BLOCK` terms only: LAPACK's bits depend on threads.
     """
     n = len(a)
-    pivots, least = np.empty(n), PIVOT * a.diagonal()
+    pivots, least = np.empty(n), np.maximum(PIVOT * a.diagonal(), LEAST)
     for first in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):
         stop = min(first + BLOCK, n)
         block = a[first:stop, first:stop]
@@ -195,7 +195,8 @@ class Sweep:
         if self.at == 0:
             return self._w[:, part]
         inverse = _unit_inverse(self._factor.upper[part, part].astype(np.float64)).astype(np.float32)
-        current: F32 = self._w[:, part] + self._drift[:, part] @ inverse
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found by their loss
+            current: F32 = self._w[:, part] + self._drift[:, part] @ inverse
         return current
 
     def fix(
@@ -241,8 +242,9 @@ class Sweep:
         for top in range(0, len(errors), PANEL_ROWS):
             some = errors[top : top + PANEL_ROWS]
             out = product[: len(some) * upper.shape[1]].reshape(len(some), upper.shape[1])
-            np.matmul(some, upper, out=out)
-            self._drift[top : top + PANEL_ROWS, block.stop :] += out
+            with np.errstate(over="ignore", invalid="ignore"):  # as in `current`
+                np.matmul(some, upper, out=out)
+                self._drift[top : top + PANEL_ROWS, block.stop :] += out
 
     def result(self) -> F32:
         """(rows, cols): the fixed weights, in their own order. The sweep is over."""
