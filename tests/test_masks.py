@@ -19,7 +19,7 @@ PRUNED, MASKS = pm.prune(STATE, 0.5, return_mask=True)
 
 def test_masks_of_a_pruning_are_its_non_zeros_and_apply_to_any_weights() -> None:
     assert pm.Masks.of(PRUNED) == MASKS
-    assert MASKS.sparsity == pytest.approx(0.5)
+    assert MASKS.density == pytest.approx(0.5)
     applied = MASKS.apply(STATE)
     assert all((applied[name] == PRUNED[name]).all() for name in MASKS)
     assert applied["bias"] is STATE["bias"]

@@ -33,7 +33,7 @@ class Masks(Mapping[Any, NDArray[np.bool_]]):
     >>> weights = {"fc": np.array([[1.0, -3.0], [0.5, 2.0]]), "bias": np.zeros(2)}
     >>> pruned, masks = pm.prune(weights, sparsity=0.5, return_mask=True)
     >>> masks
-    <Masks of 1 arrays, 50.0% removed>
+    <Masks of 1 weights, density 0.5>
     >>> masks.apply({"fc": np.ones((2, 2)), "bias": np.ones(2)})["fc"]    # after a step of training
     array([[0., 1.],
            [0., 1.]])
@@ -103,10 +103,10 @@ class Masks(Mapping[Any, NDArray[np.bool_]]):
         return rebuild(w, results)
 
     @property
-    def sparsity(self) -> float:
-        """The share of weights that is removed; 0 without any."""
+    def density(self) -> float:
+        """The share of weights that stay; 1 without any."""
         size = sum(mask.size for mask in self.values())
-        return 1 - sum(int(np.count_nonzero(mask)) for mask in self.values()) / size if size else 0.0
+        return sum(int(np.count_nonzero(mask)) for mask in self.values()) / size if size else 1.0
 
     def __and__(self, other: Masks) -> Masks:
         return self._combined(other, np.logical_and)
@@ -178,7 +178,7 @@ class Masks(Mapping[Any, NDArray[np.bool_]]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<Masks of {len(self)} arrays, {self.sparsity:.1%} removed>"
+        return f"<Masks of {len(self)} weights, density {self.density:.4g}>"
 
 
 def _dense(w: Any) -> NDArray[Any]:
