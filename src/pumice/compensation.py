@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,9 @@ BLOCK = (
 )
 PANEL_ROWS, PANEL_COLS = 512, 512
 DAMPING = 0.01  # of the mean of the diagonal, as in the papers
-PIVOT, LEAST = 1e-10, 1e-14  # of its diagonal entry, and of the mean of the diagonal: a pivot below that is noise
+# Of its diagonal entry, and of the mean of the diagonal: a pivot below that is noise. float32 that fails gives way to
+# float64, and that to more damping.
+PIVOTS, LEAST = {"float32": 1e-4, "float64": 1e-10}, 1e-14
 RAISED, FIRST_RAISED = 10.0, 1e-6
 
 F64: TypeAlias = NDArray[np.float64]
@@ -57,7 +59,7 @@ class Factor:
     damping : float
         What was added to the diagonal, over `scale`.
     attempts : int
-        Factorizations it took: more than one where the damping was raised.
+        Factorizations it took: 2 where float32 was not enough, more where the damping was raised.
     """
 
     upper: F32
@@ -92,40 +94,51 @@ def factorize(moments: F32, damping: float = DAMPING, order: NDArray[np.intp] | 
     """
     if not 0 <= damping < np.inf:
         raise ValueError(f"damping: expected a finite number >= 0, got {damping}")
-    diagonal = moments.diagonal().astype(np.float64)
-    alive = diagonal > 0
-    scale = float(diagonal[alive].mean()) if alive.any() else 1.0
-    dead = ~alive if order is None else ~alive[order]
+    diagonal = moments.diagonal() if order is None else moments.diagonal()[order]
+    dead = ~(diagonal > 0)
+    scale = float(diagonal[~dead].mean(dtype=np.float64)) if not dead.all() else 1.0
     attempts = 0
+    dtype: np.dtype[Any] = np.dtype(np.float32)
     while True:
         attempts += 1
-        a = (moments if order is None else moments[np.ix_(order, order)]).astype(np.float64)
-        a /= scale
-        a[dead] = a[:, dead] = 0
-        a.ravel()[:: len(a) + 1] += np.where(dead, 1.0, damping)
+        a = _damped(moments, order, scale, damping, dead, dtype)
         pivots = _factorize_in_place(a)
         if pivots is not None:
             break
-        damping = max(damping * RAISED, FIRST_RAISED)
-    if attempts > 1:
-        log.warning("second moments are singular: damping raised to %g of the mean of the diagonal", damping)
+        if dtype == np.float64:
+            damping = max(damping * RAISED, FIRST_RAISED)
+            log.warning("second moments are singular: damping raised to %g of the mean of the diagonal", damping)
+        dtype = np.dtype(np.float64)
     if dead.any():
         log.info("%d of %d inputs are always 0", np.count_nonzero(dead), len(dead))
     variance = np.where(dead, 0, pivots).astype(np.float32)
-    upper = a.astype(np.float32)
-    return Factor(upper, variance, scale, int(np.count_nonzero(dead)), damping, attempts)
+    return Factor(a.astype(np.float32, copy=False), variance, scale, int(np.count_nonzero(dead)), damping, attempts)
 
 
-def _factorize_in_place(a: F64) -> F64 | None:
+def _damped(
+    moments: F32, order: NDArray[np.intp] | None, scale: float, damping: float, dead: NDArray[np.bool_], dtype: Any
+) -> NDArray[Any]:
+    """A copy in this order, over `scale`, with the damping; dead columns are those of the identity."""
+    a = (moments if order is None else moments[np.ix_(order, order)]).astype(dtype)
+    a /= dtype.type(scale)
+    if dead.any():
+        a[dead] = a[:, dead] = 0
+    a.ravel()[:: len(a) + 1] += np.where(dead, 1.0, damping).astype(dtype)
+    return a
+
+
+def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
     """The upper triangle of a as that of S, and D; None where a pivot is not sound. Below the diagonal a is rubbish.
 
-    Blocks from the last to the first, with products of `BLOCK` terms only: LAPACK's bits depend on threads.
+    Blocks from the last to the first, themselves in float64, with products of `BLOCK` terms only: LAPACK's bits depend
+    on threads.
     """
     n = len(a)
-    pivots, least = np.empty(n), np.maximum(PIVOT * a.diagonal(), LEAST)
+    pivots, least = np.empty(n), np.maximum(PIVOTS[a.dtype.name] * a.diagonal(), LEAST)
+    product = np.empty(n * min(n, PANEL_COLS), a.dtype)
     for first in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):
         stop = min(first + BLOCK, n)
-        block = a[first:stop, first:stop]
+        block = a[first:stop, first:stop].astype(np.float64)
         for k in range(stop - first - 1, -1, -1):
             pivot = block[k, k]
             if not pivot > least[first + k]:
@@ -134,12 +147,15 @@ def _factorize_in_place(a: F64) -> F64 | None:
             column = block[:k, k] / pivot
             block[:k, :k] -= column[:, None] * block[:k, k]
             block[:k, k] = column
-        scaled = a[:first, first:stop] @ _unit_inverse(block).T
-        upper = scaled / pivots[first:stop]
+        a[first:stop, first:stop] = block
+        scaled = a[:first, first:stop] @ _unit_inverse(block).T.astype(a.dtype)
+        upper = scaled / pivots[first:stop].astype(a.dtype)
         a[:first, first:stop] = upper
         for left in range(0, first, PANEL_COLS):
             right = min(left + PANEL_COLS, first)
-            a[:right, left:right] -= scaled[:right] @ upper[left:right].T
+            out = product[: right * (right - left)].reshape(right, right - left)
+            np.matmul(scaled[:right], upper[left:right].T, out=out)
+            a[:right, left:right] -= out
     return pivots
 
 

@@ -111,10 +111,10 @@ class Moments:
             return mean
         assert self._sum is not None
         for left in range(0, self.features, PANEL_COLS):
-            right = left + PANEL_COLS
-            panel = (self._sum[:right, left:right] / self.count).astype(np.float32)
-            mean[:right, left:right] = panel
-            mean[left:right, :left] = panel[:left].T
+            for top in range(0, left + 1, PANEL_COLS):
+                rows, cols = slice(top, top + PANEL_COLS), slice(left, left + PANEL_COLS)
+                mean[rows, cols] = self._sum[rows, cols] / self.count
+                mean[cols, rows] = mean[rows, cols].T
         return mean
 
     def norms(self) -> F32:

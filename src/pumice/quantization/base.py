@@ -80,7 +80,7 @@ class Outcome:
     damping : float or None
         What was added to the diagonal of the moments, as a share of its mean.
     attempts : int
-        Factorizations: more than 1 where they were too ill-conditioned and the damping was raised.
+        Factorizations of the moments: 2 where float32 was not enough, more where the damping was raised.
     dead : int
         Inputs that are always 0.
     rounded : int
