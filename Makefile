@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn lint bench bench-sparse bench-compare promises fuzz sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-sklearn lint bench bench-sparse bench-algorithms bench-compare promises fuzz sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert all-MiniLM-L6-v2 to int8 and int4 and run it from the compact files"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
+	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside their papers' algorithms in torch (5 minutes)"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -125,6 +126,10 @@ bench: $(PEERS)/peers
 
 bench-sparse: $(PEERS)/peers
 	@$(MAKE) --no-print-directory bench SUITES="$(or $(SUITES),sparse)" JSON=$(or $(JSON),build/bench/sparse.json)
+
+bench-algorithms: $(PEERS)/peers
+	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/built
+	@$(PEERS)/bin/python bench/algorithms.py $(if $(JSON),--json $(JSON))
 
 bench-compare:
 	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }
