@@ -301,14 +301,14 @@ def test_every_method_is_a_scorer_or_a_solver() -> None:
 
 def test_the_cubic_schedule_rises_from_initial_to_final() -> None:
     steps = np.arange(-10, 130)
-    found = np.array([pm.cubic_sparsity(s, final=0.9, initial=0.2, begin=0, end=100) for s in steps])
+    found = np.array([pm.cubic_sparsity(s, final=0.9, initial=0.2, start=0, stop=100) for s in steps])
     inside = (steps >= 0) & (steps <= 100)
     np.testing.assert_allclose(found[inside], 0.9 - 0.7 * (1 - steps[inside] / 100) ** 3, rtol=1e-12)
     assert (found[steps < 0] == 0.2).all() and (found[steps > 100] == 0.9).all()
     for arguments, message in (
-        ({"final": 1.1, "end": 10}, "final: expected a number"),
-        ({"final": 0.9, "initial": -1, "end": 10}, "initial: expected a number"),
-        ({"final": 0.9, "end": 0}, "end: expected a step after begin, 0.0, got 0"),
+        ({"final": 1.1, "stop": 10}, "final: expected a number"),
+        ({"final": 0.9, "initial": -1, "stop": 10}, "initial: expected a number"),
+        ({"final": 0.9, "stop": 0}, "stop: expected a step after start, 0.0, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             pm.cubic_sparsity(1, **arguments)

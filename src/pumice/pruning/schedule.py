@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 
-def cubic_sparsity(step: float, *, final: float, end: float, begin: float = 0.0, initial: float = 0.0) -> float:
+def cubic_sparsity(step: float, *, final: float, stop: float, initial: float = 0.0, start: float = 0.0) -> float:
     """The sparsity to prune to at a step of gradual pruning: fast at first, slowly at the end.
 
-    ``final + (initial - final) * (1 - (step - begin) / (end - begin))^3`` between begin and end, `initial` before and
+    ``final + (initial - final) * (1 - (step - start) / (stop - start))^3`` between start and stop, `initial` before and
     `final` after (Zhu & Gupta 2017, arXiv:1710.01878).
 
     Parameters
@@ -14,26 +14,26 @@ def cubic_sparsity(step: float, *, final: float, end: float, begin: float = 0.0,
     step : number
         Of training.
     final, initial : float in [0, 1]
-    begin, end : number
+    start, stop : number
         Steps at which pruning begins and ends.
 
     Raises
     ------
     ValueError
-        A sparsity out of range, or end <= begin.
+        A sparsity out of range, or stop <= start.
 
     Examples
     --------
-    >>> [round(cubic_sparsity(step, final=0.8, end=100), 3) for step in (0, 10, 50, 100, 150)]
+    >>> [round(cubic_sparsity(step, final=0.8, stop=100), 3) for step in (0, 10, 50, 100, 150)]
     [0.0, 0.217, 0.7, 0.8, 0.8]
     """
     for name, value in (("final", final), ("initial", initial)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-    if not end > begin:
-        raise ValueError(f"end: expected a step after begin, {begin}, got {end}")
-    if step <= begin:
+    if not stop > start:
+        raise ValueError(f"stop: expected a step after start, {start}, got {stop}")
+    if step <= start:
         return initial
-    if step >= end:
+    if step >= stop:
         return final
-    return final + (initial - final) * (1 - (step - begin) / (end - begin)) ** 3
+    return final + (initial - final) * (1 - (step - start) / (stop - start)) ** 3

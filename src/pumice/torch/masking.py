@@ -181,7 +181,7 @@ class GradualPruning:
 
     def sparsity(self, step: int) -> float:
         """What the schedule asks for at a step, counted from 0."""
-        return cubic_sparsity(step, final=self.final, initial=self.initial, begin=self.begin, end=self.end)
+        return cubic_sparsity(step, final=self.final, initial=self.initial, start=self.begin, stop=self.end)
 
     def step(self) -> None:
         """Call once for each step of the optimiser."""
