@@ -25,6 +25,7 @@ help:
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
 	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
+	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside their papers' algorithms in torch (5 minutes)"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -148,6 +149,10 @@ bench: $(PEERS)/peers
 bench-sparse: $(PEERS)/peers
 	@$(MAKE) --no-print-directory bench SUITES="$(or $(SUITES),sparse)" JSON=$(or $(JSON),build/bench/sparse.json)
 
+bench-algorithms: $(PEERS)/peers
+	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/built
+	@$(PEERS)/bin/python bench/algorithms.py $(if $(JSON),--json $(JSON))
+
 bench-compare:
 	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }
 	@$(PYTHON) -c "import numpy" 2>/dev/null && python=$(PYTHON) || python=$(PEERS)/bin/python; $$python bench/compare.py $(A) $(B)
@@ -185,7 +190,7 @@ define sanitized
 endef
 
 NATIVE_TESTS := tests/test_native.py tests/test_minima.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py \
-  tests/test_memory_safety.py tests/conformance
+  tests/test_memory_safety.py tests/test_quantization.py tests/test_solvers.py tests/conformance
 
 sanitize: $(VENV)/with-test $(VENV)/with-build
 	$(call sanitized,sanitize,address$(comma)undefined)

@@ -46,12 +46,12 @@ def _core_flags() -> list[str]:
 
 
 def baseline_sources() -> list[Path]:
-    folders = ("formats", "dispatch")
+    folders = ("algorithms", "formats", "dispatch")
     return sorted(path for folder in folders for path in (CSRC / folder).glob("*.cpp"))
 
 
 def object_name(source: Path) -> str:
-    """Of a baseline file: two folders have a file for each family."""
+    """Of a baseline file: folders share names."""
     return f"{source.parent.name}-{source.stem}"
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 import pumice as pm
 from pumice._core import native
+from pumice.scheme import Scheme
+from pumice.values.base import codec_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="protects pages with Linux's mprotect")
 
@@ -276,3 +278,32 @@ def test_shapes_that_no_memory_holds_are_refused(scheme: str, shape: tuple[int, 
         parts["shape"] = np.array(shape)
     with pytest.raises(pm.FormatError, match="expected"):
         pm.from_parts(scheme, shape, parts)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (4, 16), (5, 128), (9, 129), (6, 300)])
+@pytest.mark.parametrize("kind", ["", "-asym", "-min"])
+def test_fixing_columns_and_grid_errors_stay_inside(guarded: Guarded, shape: tuple[int, int], kind: str) -> None:
+    (rows, cols), codec = shape, codec_of(Scheme.parse("int4"))
+    w, groups = random(shape), -(-cols // 16)
+    low, high = native.group_range(w, 16)
+    scales, zeros, minima, bits = codec.levels(codec.grid(low, high, Scheme.parse("int4-g16" + kind)))
+    levels = guarded(scales), guarded(zeros), guarded(minima), bits
+    found = native.grid_errors(
+        guarded(w), levels[0], levels[1], bits, 16, levels[2], guarded(np.ones(cols, np.float32))
+    )
+    assert found.shape == (rows, groups)
+    drift, loss = guarded(np.zeros(shape, np.float32)), guarded(np.zeros(rows))
+    for first in range(0, cols, 128):
+        width = min(128, cols - first)
+        keep = guarded((random((rows, width)) > 0).astype(np.uint8))
+        errors, factor = (
+            guarded(np.zeros((rows, width), np.float32)),
+            guarded(np.triu(random((width, width)), 1) / width),
+        )
+        columns = guarded(np.arange(first, first + width, dtype=np.int32) // 16)
+        ones = guarded(np.ones(width, np.float32))
+        native.fix(
+            guarded(w), drift, errors, first, 0, width, factor.astype(np.float32), ones, loss, keep, levels, columns
+        )
+        np.testing.assert_array_equal(errors, w[:, first : first + width] - drift[:, first : first + width])
+    assert np.isfinite(drift).all() and (loss >= 0).all()

@@ -146,3 +146,64 @@ def test_an_unknown_isa_is_an_error_that_lists_the_known_ones():
 def test_thread_counts_below_one_are_refused():
     with pytest.raises(ValueError, match="n: expected at least 1 thread, got 0"):
         native.set_num_threads(0)
+
+
+# Algorithms.
+
+
+def block(**change: object) -> dict:
+    """Arguments of `fix` for a block of 4 columns behind another of 4."""
+    f32 = np.float32
+    found = {
+        "w": np.ones((3, 8), f32), "drift": np.zeros((3, 8), f32), "errors": np.zeros((3, 4), f32), "first": 4,
+        "start": 0, "stop": 4, "factor": np.zeros((4, 4), f32), "variance": np.ones(4, f32), "loss": np.zeros(3),
+    }  # fmt: skip
+    return found | change
+
+
+GRID = (np.ones((3, 2), np.float32), None, None, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drift": np.zeros((3, 7), np.float32)}, r"drift: expected shape \(3, 8\), got \(3, 7\)"),
+        ({"errors": np.zeros((3, 5), np.float32)}, r"errors: expected shape \(3, 4\)"),
+        ({"factor": np.zeros((4, 5), np.float32)}, r"factor: expected shape \(4, 4\)"),
+        ({"variance": np.zeros(5, np.float32)}, r"variance: expected shape \(4,\)"),
+        ({"loss": np.zeros(2)}, r"loss: expected shape \(3,\)"),
+        ({"first": 5}, "start: expected 0 <= start <= stop <= 4 behind a first of 0 to 4, got 0, 4 and 5"),
+        ({"start": 3, "stop": 2}, "start: expected 0 <= start <= stop"),
+        ({"stop": 5}, "start: expected 0 <= start <= stop"),
+        ({"keep": np.ones((3, 3), np.uint8)}, r"keep: expected shape \(3, 4\)"),
+        ({"grid": GRID}, "group_of: expected the group of each column beside a grid, got None"),
+        ({"grid": GRID, "group_of": np.full(4, 2, np.int32)}, "group_of: expected groups from 0 to 1, got 2"),
+        ({"grid": GRID, "group_of": np.zeros(3, np.int32)}, r"group_of: expected shape \(4,\)"),
+        ({"grid": (np.ones((2, 2), np.float32), None, None, 4), "group_of": np.zeros(4, np.int32)}, "scales: expected"),
+        ({"grid": (*GRID[:3], 9), "group_of": np.zeros(4, np.int32)}, "bits: expected 1 to 8, got 9"),
+    ],
+)
+def test_fix_refuses_what_does_not_fit(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        native.fix(**block(**change))
+
+
+def test_fix_takes_what_the_errors_ask_for_and_passes_on_what_is_missed() -> None:
+    arguments = block(factor=np.triu(np.full((4, 4), 0.5, np.float32), 1), keep=np.array([[0, 1, 1, 1]] * 3, np.uint8))
+    native.fix(**arguments)
+    np.testing.assert_array_equal(arguments["drift"][0], [0, 0, 0, 0, 0, 1.5, 1.25, 1.125])
+    np.testing.assert_array_equal(arguments["errors"][0], [1, -0.5, -0.25, -0.125])
+    np.testing.assert_array_equal(arguments["loss"], [1, 1, 1])
+
+
+def test_grid_errors_are_those_of_decoding() -> None:
+    w = np.random.default_rng(0).standard_normal((5, 37)).astype(np.float32)
+    weight = np.linspace(0, 2, 37, dtype=np.float32)
+    scales = np.full((5, 3), 0.3, np.float32)
+    scales[1, 1] = 0
+    decoded = native.decode_int(native.encode_int(w, scales, None, 3, 16), scales, None, 3, 16, 37)
+    missed = np.square(w - decoded.astype(np.float64)) * weight
+    expected = np.add.reduceat(missed, [0, 16, 32], axis=1)
+    np.testing.assert_allclose(native.grid_errors(w, scales, None, 3, 16, weight=weight), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"weight: expected shape \(37,\), got \(36,\)"):
+        native.grid_errors(w, scales, None, 3, 16, weight=weight[:36])

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "algorithms/compensation.hpp"
 #include "formats/bitmask.hpp"
 #include "formats/halves.hpp"
 #include "formats/compressed.hpp"
@@ -72,5 +73,10 @@ struct Fault {
 };
 Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bool wide_indices, int64_t count,
                 int64_t block_cols) noexcept;
+
+// Algorithms: algorithms/compensation.hpp.
+void fix(const algorithms::Block& block, int64_t rows) noexcept;
+void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const algorithms::Grid& grid,
+                 float* error) noexcept;
 
 }  // namespace pumice::api

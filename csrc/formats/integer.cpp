@@ -138,13 +138,6 @@ void join_planes(const uint8_t* in, int64_t cols, int bits, uint8_t* row) noexce
   clear_padding(row, cols, bits);
 }
 
-// Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, for |v| < 2^22; larger ones are clipped first.
-inline float round_half_even(float v) noexcept {
-  constexpr float kMagic = 12582912.0f;
-  v = std::min(std::max(v, -1024.0f), 1024.0f);
-  return (v + kMagic) - kMagic;
-}
-
 }  // namespace
 
 int64_t first_nonfinite(const float* values, int64_t count) noexcept {
@@ -205,16 +198,15 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, const flo
         const int64_t run = std::min(stop, (group + 1) * g.group);
         const float scale = scales[row * g.groups + group];
         const float zero = static_cast<float>(zeros ? zeros[row * g.groups + group] : middle);
-        const float minimum = minima ? minima[row * g.groups + group] : 0.0f;
+        const float minimum = minima ? minima[row * g.groups + group] : -0.0f;
         if (scale == 0.0f) {
           std::memset(codes + (i - k), static_cast<int>(zero), static_cast<size_t>(run - i));
           i = run;
           continue;
         }
         for (; i < run; ++i) {
-          const float code = zero + round_half_even((w[row * g.cols + i] - minimum) / scale);
-          // The order of these comparisons sends NaN to 0, so that the conversion is always defined.
-          codes[i - k] = static_cast<uint8_t>(static_cast<int>(code > 0.0f ? std::min(code, top) : 0.0f));
+          const float code = nearest_code(w[row * g.cols + i], scale, zero, minimum, top);
+          codes[i - k] = static_cast<uint8_t>(static_cast<int>(code));
         }
       }
       pack_strip(codes, stop - k, g.bits, out + k * g.bits / 8);

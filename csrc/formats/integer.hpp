@@ -1,9 +1,28 @@
 // Integer codes: ranges, encoding, decoding, packing. Portable C++; the definition is docs/formats.md.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace pumice::formats {
+
+// Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, for |v| < 2^22; larger ones are clipped first.
+static inline float round_half_even(float v) noexcept {
+  constexpr float kMagic = 12582912.0f;
+  v = std::min(std::max(v, -1024.0f), 1024.0f);
+  return (v + kMagic) - kMagic;
+}
+
+// The code of `v`, from 0 to `top`, still as a float, and what a code stands for: docs/formats.md, "Integers". Without
+// minima `minimum` is -0.0: v + -0.0 is v to the bit. A scale of 0 has the code `zero`.
+static inline float nearest_code(float v, float scale, float zero, float minimum, float top) noexcept {
+  const float code = scale == 0.0f ? zero : zero + round_half_even((v - minimum) / scale);
+  // The order of these comparisons sends NaN to 0, so that the conversion to an integer is always defined.
+  return code > 0.0f ? std::min(code, top) : 0.0f;
+}
+static inline float decoded(float code, float scale, float zero, float minimum) noexcept {
+  return scale * (code - zero) + minimum;
+}
 
 // Flat index of the first NaN or infinity, or -1.
 int64_t first_nonfinite(const float* values, int64_t count) noexcept;

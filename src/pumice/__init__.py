@@ -20,9 +20,10 @@ from pumice.exporting import export
 from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, SumArray, from_parts
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
-from pumice.pruning import prune, sparsify
+from pumice.pruning import Masks, cubic_sparsity, prune, sparsify
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
+from pumice.statistics import CalibrationStats, Moments
 from pumice.threadpools import register as _register_threadpools
 
 __version__ = "0.1.0"
@@ -33,9 +34,12 @@ __all__ = [
     "BSRArray",
     "BitmaskArray",
     "CSRArray",
+    "CalibrationStats",
     "CompactArray",
     "DenseArray",
     "FormatError",
+    "Masks",
+    "Moments",
     "NMArray",
     "NonFiniteError",
     "PumiceError",
@@ -47,6 +51,7 @@ __all__ = [
     "compress",
     "concatenate",
     "convert",
+    "cubic_sparsity",
     "explain",
     "export",
     "from_parts",

@@ -40,12 +40,17 @@ def rebuild(value: Any, results: dict[Any, Any]) -> Any:
     return tuple(results.values()) if isinstance(value, tuple) else list(results.values())
 
 
-def map_weights(value: Any, one: Callable[[str, Any], Any], name: str = "w") -> Any:
-    """`one(name, weight)` for a weight, or for each weight of a collection; other members pass through."""
+def map_members(value: Any, one: Callable[[str, Any, Any], Any], name: str = "w") -> Any:
+    """`one(label, key, weight)` for a weight, its key None, or for each of a collection; other members pass through."""
     if not is_collection(value):
-        return one(name, value)
+        return one(name, None, value)
     results = {
-        key: one(label, member) if is_weight(member) else member
+        key: one(label, key, member) if is_weight(member) else member
         for key, (label, member) in members(value, name).items()
     }
     return rebuild(value, results)
+
+
+def map_weights(value: Any, one: Callable[[str, Any], Any], name: str = "w") -> Any:
+    """`one(label, weight)` for a weight, or for each weight of a collection; other members pass through."""
+    return map_members(value, lambda label, _, weight: one(label, weight), name)

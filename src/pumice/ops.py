@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from pumice.choice import Request, choose, panel_rows, panels_of
 from pumice.errors import NonFiniteError, SchemeError
 from pumice.layouts import LAYOUTS, CompactArray, Transposed
 from pumice.layouts.operands import as_bias, as_float32, check_out
-from pumice.members import map_weights
+from pumice.members import map_members
 from pumice.options import ACTIVATIONS, check_choice
 from pumice.profile import Profile, load_profile
+from pumice.quantization import Task, quantize_matrix
 from pumice.scheme import AUTO, Scheme, parse_request
+from pumice.statistics import Moments, Stats, moments_of
 from pumice.values.base import F32, Array
 
 NONFINITE = ("raise", "zero")
@@ -35,6 +38,9 @@ def compress(
     objective: str = "balanced",
     max_error: float = 0.02,
     measure: bool = False,
+    method: str | None = None,
+    stats: Stats = None,
+    **method_options: Any,
 ) -> Any:
     """Store weights in a scheme: any array, any scheme.
 
@@ -64,6 +70,15 @@ def compress(
         For ``"auto"``: the largest error, ``||w - w'|| / ||w||`` (Frobenius).
     measure : bool
         For ``"auto"``: time the best candidates instead of trusting the cost model (tens of milliseconds each).
+    method : {"nearest", "absmax", "mse", "percentile", "gptq"}, optional
+        For integer values, how scales and codes are found (docs/algorithms.md); by default ``"nearest"``. In sparse
+        layouts zeros stay zeros. `outcome` of the result says what was done.
+    stats : Moments, or a mapping of them, optional
+        Of the inputs of the layer, or of each member's by its name, such as `CalibrationStats`. ``"gptq"`` needs them,
+        ``"mse"`` uses them.
+    **method_options
+        Of the method: `damping`, `act_order`, `static_groups` and `clip` of ``"gptq"``, `steps` and `smallest` of
+        ``"mse"``, `percentile` of ``"percentile"``.
 
     Returns
     -------
@@ -75,6 +90,8 @@ def compress(
         The scheme is not legal; the message prints those that are.
     NonFiniteError
         A weight is NaN or infinite, or too large for the scheme; names the member and the index.
+    ValueError
+        An option that the scheme or the method does not have; stats of another shape, or none where they are needed.
 
     Examples
     --------
@@ -91,6 +108,10 @@ def compress(
     check_choice("nonfinite", nonfinite, NONFINITE)
     if in_axis not in (0, 1):
         raise ValueError(f"in_axis: expected 0 or 1, got {in_axis!r}")
+    if method is None and method_options:
+        raise TypeError(f"{next(iter(method_options))}: expected an option of compress, or a method that has it")
+    if method is not None and parsed == AUTO:
+        raise ValueError(f"method: expected None with 'auto', which chooses by rounding to nearest, got {method!r}")
 
     options = (
         {"scale_dtype": scale_dtype}
@@ -98,19 +119,28 @@ def compress(
         else {"scale_dtype": scale_dtype, "outliers": _share(outliers, parsed)}
     )
     request, profile = Request(batch, objective, max_error, measure), load_profile() if parsed == AUTO else None
-    how = _How(parsed, request, profile, nonfinite, options)
-    return map_weights(w, lambda name, w: _compress(name, w, how, in_axis))
+    how = _How(parsed, request, profile, nonfinite, options, method, method_options)
+
+    def one(label: str, key: Any, weight: Any) -> CompactArray:
+        find = partial(moments_of, label, key, stats)
+        return _compress(label, weight, replace(how, moments=find), in_axis)
+
+    return map_members(w, one)
 
 
 @dataclass(frozen=True)
 class _How:
-    """How weights are compressed: the scheme, what is asked for if that is `AUTO`, and options of the encoder."""
+    """How weights are compressed: the scheme, what is asked for if that is `AUTO`, and options of the encoder; the
+    method, its options, and what finds the moments of so many inputs."""
 
     scheme: Scheme
     request: Request
     profile: Profile | None
     nonfinite: str
     options: dict[str, Any]
+    method: str | None = None
+    method_options: dict[str, Any] = field(default_factory=dict)
+    moments: Callable[[int], Moments | None] = lambda cols: None
 
 
 def _share(outliers: float, scheme: Scheme) -> float:
@@ -129,6 +159,19 @@ def quantize(w: Any, scheme: str | Scheme, **options: Any) -> Any:
     >>> import numpy as np, pumice as pm
     >>> pm.quantize(np.eye(2, 32), "int8").bits_per_weight
     11.0
+
+    With a method, and moments of the layer's inputs:
+
+    >>> rng = np.random.default_rng(0)
+    >>> x, w = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 64)), rng.standard_normal((32, 64))
+    >>> stats = pm.Moments(64)
+    >>> stats.update(x)
+    >>> error = lambda c: float(np.linalg.norm(x @ (c.to_dense() - w).T) / np.linalg.norm(x @ w.T))
+    >>> plain, gptq = pm.quantize(w, "int4-g32"), pm.quantize(w, "int4-g32", method="gptq", stats=stats)
+    >>> error(gptq) < 0.5 * error(plain), gptq.nbytes == plain.nbytes
+    (True, True)
+    >>> gptq.outcome.damping
+    0.01
     """
     if not Scheme.parse(scheme).dense:
         raise SchemeError(f"scheme: expected a dense one such as 'int4-g128', got {str(scheme)!r}")
@@ -139,7 +182,8 @@ def _compress(name: str, w: Any, how: _How, in_axis: int) -> CompactArray:
     if isinstance(w, Transposed):
         return _compress(name, w.T, how, 1 - in_axis).T
     if isinstance(w, CompactArray):
-        if in_axis == 1 and w.scheme == str(how.scheme) and not any(v is not None for v in how.options.values()):
+        as_it_is = how.method is None and not any(v is not None for v in how.options.values())
+        if in_axis == 1 and w.scheme == str(how.scheme) and as_it_is:
             return w
         w = w.to_dense()
     if in_axis == 0:
@@ -147,14 +191,27 @@ def _compress(name: str, w: Any, how: _How, in_axis: int) -> CompactArray:
             raise ValueError(f"{name}: expected two dimensions for in_axis=0, got shape {w.shape}")
         return _compress(name, w.T, how, 1).T
     if hasattr(w, "tocsr"):
-        return _compress_sparse(name, w.tocsr(), how)
+        if how.method is None:
+            return _compress_sparse(name, w.tocsr(), how)
+        w = w.toarray()
     matrix, shape = _finite_matrix(name, w, how.nonfinite)
+    if how.method is not None:
+        return _compress_by_method(name, matrix, shape, how)
     if how.scheme != AUTO:
         return LAYOUTS[how.scheme.layout].encode(matrix, how.scheme, shape, **how.options)
     choice = choose(shape, panels_of(matrix), how.request, how.profile)
     scheme = Scheme.parse(choice.scheme)
     array = LAYOUTS[scheme.layout].encode(matrix, scheme, shape, **how.options)
     array.choice = choice.with_size(array.nbytes)
+    return array
+
+
+def _compress_by_method(name: str, matrix: F32, shape: tuple[int, ...], how: _How) -> CompactArray:
+    keep = None if how.scheme.dense else matrix != 0
+    task = Task(matrix, how.scheme, how.moments(matrix.shape[1]), how.options["scale_dtype"], keep, name)
+    weights, grid, outcome = quantize_matrix(task, str(how.method), how.method_options)
+    array = LAYOUTS[how.scheme.layout].encode(weights, how.scheme, shape, grid=grid)  # type: ignore[call-arg]
+    array.outcome = outcome
     return array
 
 

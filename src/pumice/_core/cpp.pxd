@@ -115,6 +115,32 @@ cdef extern from "formats/compressed.hpp" namespace "pumice::formats" nogil:
         void* data
 
 
+cdef extern from "algorithms/compensation.hpp" namespace "pumice::algorithms" nogil:
+    int64_t kMostColumns
+
+    cdef struct Grid:
+        const float* scales
+        const uint8_t* zeros
+        const float* minima
+        int64_t groups
+        int bits
+
+    cdef struct Block:
+        const float* w
+        float* drift
+        float* errors
+        int64_t stride
+        int64_t width
+        int64_t start
+        int64_t stop
+        const float* factor
+        const float* variance
+        const uint8_t* keep
+        const Grid* grid
+        const int32_t* group_of
+        double* loss
+
+
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
     int get_num_threads()
     void set_num_threads(int n)
@@ -166,3 +192,6 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     void fill_csr(const StoredMatrix& m, const CompressedRows& w, RowBuffers out)
     void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     void count_runs(const CompressedRows& w, uint8_t* runs)
+    void fix(const Block& block, int64_t rows)
+    void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const Grid& grid,
+                     float* error)

@@ -226,3 +226,31 @@ def fill_csr(
     data: NDArray[Any],
 ) -> None:
     """Write the columns and values of what is not 0 to `indices` and `data`, where indptr, and starts of int4, say."""
+
+def fix(
+    w: F32,
+    drift: F32,
+    errors: F32,
+    first: int,
+    start: int,
+    stop: int,
+    factor: F32,
+    variance: F32,
+    loss: NDArray[np.float64],
+    keep: U8 | None = None,
+    grid: tuple[F32, U8 | None, F32 | None, int] | None = None,
+    group_of: NDArray[np.int32] | None = None,
+) -> None:
+    """Fix columns first + start to first + stop of w + drift, and let the rest of the block make up for it, in place.
+
+    A block is the columns first to first + len(factor), at most 128. `factor` is unit upper triangular, `keep`
+    (rows, stop - start) is 0 where a weight becomes 0, `grid` has scales, zeros, minima (rows, groups) and bits, and
+    `group_of` the group of each column of the block. Without a grid what stays takes the value w + drift. `drift`
+    becomes the fixed value, `errors` (rows, len(factor)) gets w - fixed; loss[row] grows by
+    variance * (w + drift - fixed)^2.
+    """
+
+def grid_errors(
+    w: F32, scales: F32, zeros: U8 | None, bits: int, group: int, minima: F32 | None = None, weight: F32 | None = None
+) -> F32:
+    """(rows, groups): the sum of weight[col] * (w - the nearest number of the grid)^2 over the columns of a group."""

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from pumice._core cimport cpp
 
@@ -378,3 +378,7 @@ cdef read_environment():
 
 
 read_environment()
+
+# Algorithms.
+
+include "algorithms.pxi"

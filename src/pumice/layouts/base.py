@@ -32,6 +32,8 @@ class CompactArray(ABC):
     grammar: ClassVar[LayoutGrammar]
     choice: Any = None
     """Why it has its scheme, if ``"auto"`` chose it: a `pumice.choice.Choice`. Not written to files."""
+    outcome: Any = None
+    """What the method of `compress` did, if there was one: a `pumice.quantization.Outcome`. Not written to files."""
     __array_priority__ = 20.0  # `scipy_sparse @ w` and the like come here
     __hash__ = object.__hash__
 
@@ -348,6 +350,10 @@ class Transposed(CompactArray):
     @property
     def choice(self) -> Any:
         return self._base.choice
+
+    @property
+    def outcome(self) -> Any:
+        return self._base.outcome
 
     @classmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:

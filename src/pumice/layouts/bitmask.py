@@ -19,7 +19,7 @@ from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, check_part, codec_of, matrix_shape, stored_dtype
+from pumice.values.base import F32, Array, Arrays, check_part, codec_of, grid_of, matrix_shape, stored_dtype
 from pumice.values.integer import FLOAT32_KERNEL_BATCH, PANEL, SCALE_DTYPES, check_scales, to_panels
 
 PANEL_WEIGHTS = 1 << 17  # weights that are encoded at a time
@@ -54,13 +54,15 @@ class MaskedArray(CompactArray):
         return (entries,)
 
     @classmethod
-    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
-        arrays = cls._encode(w, scheme, scale_dtype) or cls._encode(w, scheme, np.float32)
+    def encode(
+        cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
+    ) -> Self:
+        arrays = cls._encode(w, scheme, scale_dtype, grid) or cls._encode(w, scheme, np.float32, grid)
         assert arrays is not None  # float32 scales never need wider ones
         return cls(scheme, shape, arrays)
 
     @classmethod
-    def _encode(cls, w: F32, scheme: Scheme, scale_dtype: Any) -> Arrays | None:
+    def _encode(cls, w: F32, scheme: Scheme, scale_dtype: Any, grid: Arrays | None) -> Arrays | None:
         """The canonical arrays, made panel by panel in place; None where one needs wider scales than the first did."""
         codec, (rows, cols) = codec_of(scheme), w.shape
         kept, of = cls.kept(scheme)
@@ -72,7 +74,9 @@ class MaskedArray(CompactArray):
         scales: list[Array] = []
         used, step = 0, max(1, PANEL_WEIGHTS // max(cols, 1))
         for start in range(0, max(rows, 1), step):
-            values, some = codec.encode_sparse(w[start : start + step], scheme, scale_dtype)
+            values, some = codec.encode_sparse(
+                w[start : start + step], scheme, scale_dtype, *grid_of(grid, start, start + step)
+            )
             if some is not None:
                 scales.append(some)
                 if some.dtype != scales[0].dtype:

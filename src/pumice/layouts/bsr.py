@@ -16,7 +16,7 @@ from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, codec_of, stored_dtype
+from pumice.values.base import F32, Array, Arrays, codec_of, grid_of, stored_dtype
 
 PANEL_WEIGHTS = 4 << 20  # that are rounded at a time
 
@@ -50,9 +50,11 @@ class BSRArray(CompressedArray):
     _weights: native.BlockSparse | None = None  # made by the first product
 
     @classmethod
-    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
+    def encode(
+        cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
+    ) -> Self:
         indptr, indices, data, scales = [np.zeros(1, np.int64)], [], [], []
-        for values, scale in _rounded_panels(w, scheme):
+        for values, scale in _rounded_panels(w, scheme, grid):
             ends, columns, blocks = native.encode_bsr(values, block_of(scheme), scheme.values)
             indptr.append(ends[1:] + indptr[-1][-1])
             indices.append(columns)
@@ -175,13 +177,13 @@ def _check_aligned(what: str, cut: slice, step: int, size: int) -> None:
         raise IndexError(f"index: expected {what} at multiples of the block, {step}, got {cut.start}:{cut.stop}")
 
 
-def _rounded_panels(w: F32, scheme: Scheme) -> Iterator[tuple[Array, Array | None]]:
+def _rounded_panels(w: F32, scheme: Scheme, grid: Arrays | None = None) -> Iterator[tuple[Array, Array | None]]:
     """What is stored of w, with its scales, some rows at a time: float32 as it is, others where they are rounded."""
     codec, height, rows = codec_of(scheme), block_of(scheme)[0], max(w.shape[0], 1)
     step = rows if scheme.values == "float32" else max(PANEL_WEIGHTS // max(w.shape[1], 1) // height, 1) * height
     for start in range(0, rows, step):
         try:
-            yield codec.encode_sparse(w[start : start + step], scheme, np.float32)
+            yield codec.encode_sparse(w[start : start + step], scheme, np.float32, *grid_of(grid, start, start + step))
         except NonFiniteError:
             codec.encode_sparse(w, scheme, np.float32)  # for the index in its message
             raise

@@ -16,7 +16,7 @@ from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, codec_of, stored_dtype
+from pumice.values.base import F32, Array, Arrays, codec_of, grid_of, stored_dtype
 
 BLOCK = 128  # columns of a block of `runs`
 PANEL_BYTES = 4 << 20  # of float32 weights that are rounded to other values at a time
@@ -64,7 +64,9 @@ class CSRArray(CompressedArray):
         return (int((_starts_of(indptr) if scheme.values == "int4" else indptr)[-1]),)
 
     @classmethod
-    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
+    def encode(
+        cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
+    ) -> Self:
         values, packed, (rows, cols) = scheme.values, scheme.values == "int4", w.shape
         w = np.ascontiguousarray(w)
         counts = native.count_csr(w, "float32")  # before rounding; what is left after it is no more
@@ -76,7 +78,7 @@ class CSRArray(CompressedArray):
         written = 0
         for start in range(0, rows, step):
             stop = min(rows, start + step)
-            panel, some = _rounded(w, scheme, start, stop)
+            panel, some = _rounded(w, scheme, start, stop, grid)
             if scales is not None and some is not None:
                 scales[start:stop] = some[:, 0]
             ends = np.zeros(stop - start + 1, np.int64)
@@ -204,11 +206,11 @@ class CSRArray(CompressedArray):
         return len(self._indices)
 
 
-def _rounded(w: F32, scheme: Scheme, start: int, stop: int) -> tuple[Array, Array | None]:
+def _rounded(w: F32, scheme: Scheme, start: int, stop: int, grid: Arrays | None = None) -> tuple[Array, Array | None]:
     """Rows start .. stop - 1 as they are stored, and their scales."""
     codec = codec_of(scheme)
     try:
-        return codec.encode_sparse(w[start:stop], scheme, np.float32)
+        return codec.encode_sparse(w[start:stop], scheme, np.float32, *grid_of(grid, start, stop))
     except NonFiniteError:
         codec.encode_sparse(w, scheme, np.float32)  # names the index in the whole
         raise

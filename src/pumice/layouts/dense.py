@@ -15,7 +15,7 @@ from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, Weights, codec_of, matrix_shape
+from pumice.values.base import F32, Array, Arrays, Weights, codec_of, grid_of, matrix_shape
 
 
 class Form:
@@ -54,8 +54,10 @@ class DenseArray(CompactArray):
         self._nbytes = sum(part.nbytes for part in self.parts().values())
 
     @classmethod
-    def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> Self:
-        return cls(scheme, shape, codec_of(scheme).encode(w, scheme, scale_dtype))
+    def encode(
+        cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
+    ) -> Self:
+        return cls(scheme, shape, codec_of(scheme).encode(w, scheme, scale_dtype, *grid_of(grid)))
 
     @classmethod
     def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> Self:

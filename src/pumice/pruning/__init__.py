@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from pumice.pruning import magnitude  # noqa: F401
-from pumice.pruning.base import PRUNERS, prune, register
+from pumice.pruning import magnitude, random, sparsegpt, wanda  # noqa: F401
+from pumice.pruning.base import PRUNERS, Pruner, Solved, prune, register, register_solver
+from pumice.pruning.masks import Masks
+from pumice.pruning.schedule import cubic_sparsity
+from pumice.pruning.selection import Rule
 from pumice.pruning.sparsification import sparsify
 
-__all__ = ["PRUNERS", "prune", "register", "sparsify"]
+__all__ = [
+    "PRUNERS",
+    "Masks",
+    "Pruner",
+    "Rule",
+    "Solved",
+    "cubic_sparsity",
+    "prune",
+    "register",
+    "register_solver",
+    "sparsify",
+]

@@ -1,39 +1,108 @@
 """`prune`, and the registry of its methods.
 
-A method scores each weight; the lowest scores go first. What is removed together (a layer, a row, a whole model; single
-weights or the blocks of a pattern) and how much is decided here, the same for all methods.
+Most methods *score* each weight, and the rule (`pruning.selection`) says which scores go. A *solver* decides and
+changes weights in turn, and asks the rule itself.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pumice.errors import NonFiniteError, SchemeError
+from pumice.errors import NonFiniteError
 from pumice.layouts import CompactArray
 from pumice.members import is_collection, is_weight, members, rebuild
 from pumice.options import check_choice
-from pumice.pruning.patterns import block_energies, keep_n_of_m, spread
+from pumice.pruning.masks import Masks
+from pumice.pruning.selection import Mask, Rule, Weights
 from pumice.scheme import Scheme
+from pumice.statistics import Stats, moments_of
+from pumice.values.base import F32, Arrays
 
-Weights: TypeAlias = NDArray[np.floating[Any]]
-Mask: TypeAlias = NDArray[np.bool_]
-Score: TypeAlias = Callable[[Weights], Weights]
-
-SCOPES = ("layer", "row", "global")
-PRUNERS: dict[str, Score] = {}
+Score = Callable[..., Weights]
+INPUTS = ("moments", "rng")
 
 
-def register(name: str) -> Callable[[Score], Score]:
-    """Make a scoring function known as a method of `prune`; a decorator."""
+@dataclass(frozen=True)
+class Solved:
+    """What a solver gives back: weights, which of them stay, the grid that they lie on (or None), and an `Outcome`."""
+
+    w: F32
+    mask: Mask
+    grid: Arrays | None
+    outcome: Any
+
+
+Solver = Callable[..., Solved]
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A method of `prune`.
+
+    Attributes
+    ----------
+    score : callable or None
+        ``score(w, **inputs)``: w (rows, cols) -> scores of its shape and dtype kind.
+    solve : callable or None
+        ``solve(w, rule, task, **inputs, **options)``: w float32 (rows, cols) -> `Solved`; with a task of
+        `pumice.quantization` the weights are put on a grid as well.
+    needs : tuple of str
+        Inputs beside the weights: "moments" of the layer's inputs, "rng".
+    scope : str
+        What `sparsity` counts unless the user says.
+    """
+
+    score: Score | None
+    solve: Solver | None
+    needs: tuple[str, ...]
+    scope: str
+
+    def inputs(self, label: str, key: Any, stats: Stats, seed: int, cols: int) -> dict[str, Any]:
+        """What the method needs for a weight."""
+        found: dict[str, Any] = {}
+        if "moments" in self.needs:
+            found["moments"] = moments_of(label, key, stats, cols)
+            if found["moments"] is None:
+                raise ValueError(f"stats: expected moments of the inputs of {label} for this method, got None")
+        if "rng" in self.needs:
+            found["rng"] = np.random.default_rng([seed, zlib.crc32(label.encode())])
+        return found
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `given` that are the method's own."""
+        if self.solve is None:
+            return {}
+        known = inspect.signature(self.solve).parameters.values()
+        names = {p.name for p in known if p.kind is p.KEYWORD_ONLY and p.name not in INPUTS}
+        return {name: value for name, value in given.items() if name in names}
+
+
+PRUNERS: dict[str, Pruner] = {}
+
+
+def register(name: str, *, needs: tuple[str, ...] = (), scope: str = "layer") -> Callable[[Score], Score]:
+    """Make a scoring function known as a method of `prune`; a decorator. See `Pruner`."""
 
     def add(score: Score) -> Score:
-        PRUNERS[name] = score
+        PRUNERS[name] = Pruner(score, None, needs, scope)
         return score
+
+    return add
+
+
+def register_solver(name: str, *, needs: tuple[str, ...] = (), scope: str = "layer") -> Callable[[Solver], Solver]:
+    """Make a solver known as a method of `prune`; a decorator. See `Pruner`."""
+
+    def add(solve: Solver) -> Solver:
+        PRUNERS[name] = Pruner(None, solve, needs, scope)
+        return solve
 
     return add
 
@@ -45,8 +114,11 @@ def prune(
     threshold: float | None = None,
     pattern: str | Scheme | None = None,
     method: str = "magnitude",
-    scope: str = "layer",
+    scope: str | None = None,
+    stats: Stats = None,
+    seed: int = 0,
     return_mask: bool = False,
+    **method_options: Any,
 ) -> Any:
     """Set the weights that matter least to 0. The input is never modified.
 
@@ -69,22 +141,32 @@ def prune(
         exactly floor(sparsity * blocks), the first in row-major order on ties. `threshold` removes the blocks whose
         root mean square score lies below it. Blocks at ragged edges count as blocks; a row of
         `scope` is a row of blocks.
-    method : str
-        How weights are scored: a name in `PRUNERS`.
-    scope : {"layer", "row", "global"}
-        What `sparsity` counts: each array, each of its rows, or all arrays together.
+    method : {"magnitude", "wanda", "sparsegpt", "random"}
+        docs/algorithms.md. ``"sparsegpt"`` also changes the weights that stay; it works in float32, takes `sparsity`
+        or a pattern, and removes the same share of every 128 columns.
+    scope : {"layer", "row", "global"}, optional
+        What `sparsity` counts: each array, each of its rows, or all arrays together. By default "row" for ``"wanda"``,
+        else "layer".
+    stats : Moments, or a mapping of them, optional
+        Of the inputs of the layer, or of each member's by its name, such as `CalibrationStats`: for ``"wanda"`` and
+        ``"sparsegpt"``.
+    seed : int
+        Of ``"random"``.
     return_mask : bool
-        Also return the masks: True where a weight was kept. Members that pass through have none (None in a list).
+        Also return the masks: True where a weight was kept.
+    **method_options
+        Of the method: `damping` of ``"sparsegpt"``.
 
     Returns
     -------
     pruned : ndarray of w's dtype, or a dict or list
-    mask : bool ndarray, or a dict or list; with `return_mask`
+    mask : bool ndarray, or `Masks`; with `return_mask`
 
     Raises
     ------
     ValueError
-        Not exactly one of `sparsity` and `threshold`, or one out of range; columns that do not fit the pattern.
+        Not exactly one of `sparsity` and `threshold`, or one out of range; columns that do not fit the pattern; stats
+        of another shape, or none where they are needed.
     SchemeError
         The pattern is no scheme, or one whose layout has no pattern.
     NonFiniteError
@@ -99,58 +181,50 @@ def prune(
     >>> pm.prune(np.array([[1.0, -3.0], [0.5, 2.0]]), sparsity=0.5, pattern="bsr-2x1")
     array([[ 0., -3.],
            [ 0.,  2.]])
+    >>> stats = pm.Moments(2)
+    >>> stats.update(np.array([[10.0, 1.0], [-10.0, 1.0]]))    # the first input is ten times the second
+    >>> pm.prune(np.array([[1.0, -3.0], [0.5, 2.0]]), sparsity=0.5, method="wanda", stats=stats)
+    array([[1. , 0. ],
+           [0.5, 0. ]])
     """
-    grid = _grid(pattern)
-    _check(sparsity, threshold, grid, method, scope)
+    check_choice("method", method, tuple(PRUNERS))
+    pruner = PRUNERS[method]
+    rule = Rule.of(sparsity, threshold, pattern, scope, pruner.scope)
+    options = pruner.options(method_options)
+    if options.keys() != method_options.keys():
+        unknown = next(name for name in method_options if name not in options)
+        raise TypeError(f"{unknown}: expected an option of prune, or of method {method!r}")
     single = not is_collection(w)
     found = {None: ("w", w)} if single else members(w)
-    weights = {key: _weights(label, member) for key, (label, member) in found.items() if single or is_weight(member)}
-    for key, array in weights.items():
-        _check_columns(found[key][0], array, grid)
-    scores = {key: PRUNERS[method](array) for key, array in weights.items()}
-    masks = _masks(scores, sparsity, threshold, grid, scope)
-    results = {
-        key: np.where(masks[key], weights[key], weights[key].dtype.type(0)) if key in masks else member
-        for key, (_, member) in found.items()
-    }
+    weights = {k: checked(label, member, rule) for k, (label, member) in found.items() if single or is_weight(member)}
+    inputs = {k: pruner.inputs(found[k][0], k, stats, seed, math.prod(array.shape[1:])) for k, array in weights.items()}
+    if pruner.solve is not None:
+        pruned, masks = _solved(pruner.solve, rule, weights, inputs, options)
+    else:
+        assert pruner.score is not None
+        scores = {key: pruner.score(_matrix(a), **inputs[key]).reshape(a.shape) for key, a in weights.items()}
+        masks = rule.masks(scores)
+        pruned = {key: np.where(masks[key], array, array.dtype.type(0)) for key, array in weights.items()}
     if single:
-        return (results[None], masks[None]) if return_mask else results[None]
-    pruned = rebuild(w, results)
-    if not return_mask:
-        return pruned
-    return pruned, masks if isinstance(pruned, dict) else rebuild(w, {key: masks.get(key) for key in found})
+        return (pruned[None], masks[None]) if return_mask else pruned[None]
+    result = rebuild(w, {key: pruned.get(key, member) for key, (_, member) in found.items()})
+    return (result, Masks(masks)) if return_mask else result
 
 
-def _grid(pattern: str | Scheme | None) -> Scheme | None:
-    """The scheme of a pattern."""
-    if pattern is None:
-        return None
-    scheme = Scheme.parse(pattern)
-    if scheme.pattern is None:
-        raise SchemeError(f"pattern: expected a layout with one, such as '2:4' or 'bsr-16x4', got {str(scheme)!r}")
-    return scheme
+def _solved(
+    solve: Solver, rule: Rule, weights: dict[Any, Weights], inputs: dict[Any, dict[str, Any]], options: dict[str, Any]
+) -> tuple[dict[Any, Weights], dict[Any, Mask]]:
+    pruned: dict[Any, Weights] = {}
+    masks: dict[Any, Mask] = {}
+    for key, array in weights.items():
+        solved = solve(as_float32_matrix(array), rule, None, **inputs[key], **options)
+        pruned[key] = solved.w.astype(array.dtype).reshape(array.shape)
+        masks[key] = solved.mask.reshape(array.shape)
+    return pruned, masks
 
 
-def _check(sparsity: float | None, threshold: float | None, grid: Scheme | None, method: str, scope: str) -> None:
-    check_choice("method", method, tuple(PRUNERS))
-    check_choice("scope", scope, SCOPES)
-    kept = None if grid is None or grid.pattern is None else grid.pattern.kept
-    if kept is not None:
-        fixed = 1 - kept[0] / kept[1]
-        if threshold is not None or scope != "layer":
-            raise ValueError(f"pattern: expected neither threshold nor scope with {grid}, which fixes what is removed")
-        if sparsity is not None and sparsity != fixed:
-            raise ValueError(f"sparsity: expected None or {fixed:g}, which {grid} fixes, got {sparsity}")
-        return
-    if (sparsity is None) == (threshold is None):
-        raise ValueError(f"sparsity: expected it or threshold, one of them, got {sparsity} and {threshold}")
-    if sparsity is not None and not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity: expected a number in [0, 1], got {sparsity}")
-    if threshold is not None and not 0 <= threshold < math.inf:
-        raise ValueError(f"threshold: expected a finite number >= 0, got {threshold}")
-
-
-def _weights(name: str, w: Any) -> Weights:
+def checked(name: str, w: Any, rule: Rule) -> Weights:
+    """A weight as an array of finite floats that the rule's pattern divides."""
     if isinstance(w, CompactArray):
         w = w.to_dense()
     array: Weights = w.toarray() if hasattr(w, "tocsr") else np.asarray(w)
@@ -164,64 +238,17 @@ def _weights(name: str, w: Any) -> Weights:
     if bad.size:
         index = tuple(int(i) for i in np.unravel_index(bad[0], array.shape))
         raise NonFiniteError(f"{name}: expected finite values, got {array[index]} at index {index}")
+    rule.check_columns(name, math.prod(array.shape[1:]))
     return array
 
 
-def _check_columns(name: str, w: Weights, grid: Scheme | None) -> None:
-    kept, cols = None if grid is None or grid.pattern is None else grid.pattern.kept, math.prod(w.shape[1:])
-    if kept is not None and cols % kept[1]:
-        raise ValueError(f"{name}: expected columns in multiples of {kept[1]} for {grid}, got {cols}")
+def _matrix(w: Weights) -> Weights:
+    return w.reshape(len(w), math.prod(w.shape[1:]))
 
 
-def _masks(
-    scores: dict[Any, Weights], sparsity: float | None, threshold: float | None, grid: Scheme | None, scope: str
-) -> dict[Any, Mask]:
-    """True where a weight stays."""
-    pattern = None if grid is None else grid.pattern
-    if pattern is None:
-        return _keep(scores, sparsity, threshold, scope)
-    matrices = {key: score.reshape(len(score), math.prod(score.shape[1:])) for key, score in scores.items()}
-    if pattern.kept is not None:
-        masks = {key: keep_n_of_m(matrix, *pattern.kept) for key, matrix in matrices.items()}
-    else:
-        assert pattern.blocksize is not None
-        by_mean = threshold is not None
-        energies: dict[Any, Weights] = {
-            key: block_energies(m, pattern.blocksize, by_mean) for key, m in matrices.items()
-        }
-        kept = _keep(energies, sparsity, None if threshold is None else threshold**2, scope)
-        masks = {key: spread(kept[key], pattern.blocksize, matrix.shape) for key, matrix in matrices.items()}
-    return {key: mask.reshape(scores[key].shape) for key, mask in masks.items()}
-
-
-def _keep(scores: dict[Any, Weights], sparsity: float | None, threshold: float | None, scope: str) -> dict[Any, Mask]:
-    if threshold is not None:
-        return {key: score >= threshold for key, score in scores.items()}
-    assert sparsity is not None  # `_check` saw to it
-    if scope == "layer":
-        return {key: keep_highest(score.reshape(-1), sparsity).reshape(score.shape) for key, score in scores.items()}
-    if scope == "row":
-        masks = {}
-        for key, score in scores.items():
-            rows = score.reshape(len(score), math.prod(score.shape[1:]))
-            masks[key] = np.array([keep_highest(row, sparsity) for row in rows], bool).reshape(score.shape)
-        return masks
-    if not scores:
-        return {}
-    kept = keep_highest(np.concatenate([score.reshape(-1) for score in scores.values()]), sparsity)
-    ends = np.cumsum([score.size for score in scores.values()])[:-1]
-    pieces = np.split(kept, ends)
-    return {key: piece.reshape(score.shape) for (key, score), piece in zip(scores.items(), pieces, strict=True)}
-
-
-def keep_highest(scores: Weights, sparsity: float) -> Mask:
-    """False for exactly floor(sparsity * size) of the lowest scores (n,), the lowest index first on ties."""
-    mask = np.ones(scores.shape, bool)
-    count = math.floor(sparsity * scores.size)
-    if count == 0:
-        return mask
-    limit = np.partition(scores, count - 1)[count - 1]
-    mask[scores < limit] = False
-    ties = np.flatnonzero(scores == limit)
-    mask[ties[: count - int(np.count_nonzero(scores < limit))]] = False
-    return mask
+def as_float32_matrix(w: Weights) -> F32:
+    """(rows, cols) for a solver; what float32 cannot hold becomes its largest number."""
+    largest = np.finfo(np.float32).max
+    if w.dtype.itemsize > 4:
+        w = np.clip(w, -largest, largest)
+    return np.ascontiguousarray(_matrix(w), np.float32)

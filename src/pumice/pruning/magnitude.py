@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pumice.pruning.base import Weights, register
+from pumice.pruning.base import register
+from pumice.pruning.selection import Weights
 
 
 @register("magnitude")

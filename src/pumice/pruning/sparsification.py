@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pumice.errors import SchemeError
-from pumice.layouts import CompactArray
-from pumice.members import map_weights
+from pumice.layouts import LAYOUTS, CompactArray
+from pumice.members import map_members, map_weights
 from pumice.ops import compress
-from pumice.pruning.base import prune
+from pumice.options import check_choice
+from pumice.pruning.base import PRUNERS, Pruner, as_float32_matrix, checked, prune
 from pumice.pruning.masks import masked_pairs
+from pumice.pruning.selection import Rule
+from pumice.quantization import Task
 from pumice.scheme import Scheme
+from pumice.statistics import Stats
+from pumice.values.base import codec_of
+from pumice.values.integer import Integer
 
 
 def sparsify(
@@ -22,8 +29,10 @@ def sparsify(
     sparsity: float | None = None,
     *,
     threshold: float | None = None,
-    method: str = "magnitude",
-    scope: str = "layer",
+    method: str | None = None,
+    scope: str | None = None,
+    stats: Stats = None,
+    seed: int = 0,
     **options: Any,
 ) -> Any:
     """`compress` for a sparse scheme: zeros are not stored, those that are there and those that pruning makes.
@@ -35,11 +44,12 @@ def sparsify(
         ``X``, their product.
     scheme : str
         Such as ``"csr"``, ``"bitmask+int8"``, ``"bsr-16x4+int8"``.
-    sparsity, threshold, method, scope
-        As in `prune`, which comes first if one of the former two is given, with the scheme's own pattern: whole blocks
-        go for ``"bsr-16x4"``, two of four for ``"2:4"``. Without them, w's own zeros are all.
+    sparsity, threshold, method, scope, stats, seed
+        As in `prune`, which comes first if one of the first three is given, with the scheme's own pattern: whole blocks
+        go for ``"bsr-16x4"``, two of four for ``"2:4"``. Without them, w's own zeros are all. ``"sparsegpt"`` prunes
+        and quantizes to integers in one, so that later weights make up for both.
     **options
-        Those of `compress`.
+        Those of the method, and of `compress`.
 
     Returns
     -------
@@ -68,15 +78,41 @@ def sparsify(
         raise SchemeError(f"scheme: expected a sparse one such as 'csr', got {str(scheme)!r}")
     if isinstance(w, Mapping):
         w = _masked(w)
-    if sparsity is None and threshold is None:
+    if sparsity is None and threshold is None and method is None:
         return compress(w, parsed, **options)
+    method = method or "magnitude"
+    check_choice("method", method, tuple(PRUNERS))
+    pruner = PRUNERS[method]
+    own = pruner.options(options)
+    others = {name: value for name, value in options.items() if name not in own}
     pattern = parsed if parsed.pattern else None
-    turned = options.get("in_axis", 1) == 0  # patterns lie in the matrix as it is stored
+    turned = others.get("in_axis", 1) == 0  # patterns lie in the matrix as it is stored
+    rows = map_weights(w, _turn) if turned else w
+    if pruner.solve is not None and isinstance(codec_of(parsed), Integer):
+        rule = Rule.of(sparsity, threshold, pattern, scope, pruner.scope)
+        return map_members(rows, partial(_sparsify_by_solver, parsed, pruner, rule, stats, own, others))
     pruned = prune(
-        map_weights(w, _turn) if turned else w,
-        sparsity, threshold=threshold, pattern=pattern, method=method, scope=scope,
-    )  # fmt: skip
-    return compress(map_weights(pruned, _turn) if turned else pruned, parsed, **options)
+        rows, sparsity, threshold=threshold, pattern=pattern, method=method, scope=scope, stats=stats, seed=seed, **own
+    )
+    return compress(map_weights(pruned, _turn) if turned else pruned, parsed, **others)
+
+
+def _sparsify_by_solver(
+    scheme: Scheme, pruner: Pruner, rule: Rule, stats: Stats, own: dict[str, Any], others: dict[str, Any],
+    label: str, key: Any, w: Any,
+) -> CompactArray:  # fmt: skip
+    """Pruned and quantized in one sweep. Of the options of `compress` two mean something here: in_axis, scale_dtype."""
+    unknown = [name for name in others if name not in ("in_axis", "scale_dtype")]
+    if unknown:
+        raise TypeError(f"{unknown[0]}: expected in_axis or scale_dtype beside a method that quantizes, too")
+    array = checked(label, w, rule)
+    matrix = as_float32_matrix(array)
+    task = Task(matrix, scheme, scale_dtype=others.get("scale_dtype"), name=label)
+    assert pruner.solve is not None
+    solved = pruner.solve(matrix, rule, task, **pruner.inputs(label, key, stats, 0, matrix.shape[1]), **own)
+    stored = LAYOUTS[scheme.layout].encode(solved.w, scheme, array.shape, grid=solved.grid)  # type: ignore[call-arg]
+    stored.outcome = solved.outcome
+    return stored.T if others.get("in_axis", 1) == 0 else stored
 
 
 def _turn(name: str, w: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumice.pruning import prune
+from pumice.pruning import cubic_sparsity, prune
 from pumice.torch.layers import dense, matching, parameter
 
 
@@ -47,7 +47,7 @@ class Masks:
         weights = {name: dense(p) for name, p in self._parameters.items()}
         _, masks = prune(weights, sparsity, return_mask=True, **self._how)
         for name, mask in masks.items():
-            self._masks[name] = torch.from_numpy(mask) & self._masks[name]
+            self._masks[name] = torch.from_numpy(mask.copy()) & self._masks[name]  # pumice's are read-only
         self.apply()
 
     @torch.no_grad()
@@ -181,8 +181,7 @@ class GradualPruning:
 
     def sparsity(self, step: int) -> float:
         """What the schedule asks for at a step, counted from 0."""
-        done = min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)
-        return self.final + (self.initial - self.final) * (1 - done) ** 3
+        return cubic_sparsity(step, final=self.final, initial=self.initial, start=self.begin, stop=self.end)
 
     def step(self) -> None:
         """Call once for each step of the optimiser."""

@@ -142,6 +142,11 @@ def check_part(parts: Mapping[str, Array], name: str, dtypes: Any, shape: tuple[
         raise FormatError(None, name or None, f"{names} of shape {shape}", f"{got.dtype} of shape {got.shape}")
 
 
+def grid_of(grid: Arrays | None, start: int = 0, stop: int | None = None) -> tuple[Arrays, ...]:
+    """What `encode` of integers takes behind the dtype of scales: the grid of rows [start, stop), if there is one."""
+    return () if grid is None else ({name: array[start:stop] for name, array in grid.items()},)
+
+
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(rows, cols) of a weight of this logical shape."""
     return shape[0], math.prod(shape[1:])

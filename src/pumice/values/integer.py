@@ -87,25 +87,33 @@ class Integer(Codec):
             form["min"] = form["scale"]
         return form
 
-    def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
-        group, grouped = self.group_of(scheme, w.shape[1]), scheme.group is not None
-        low, high = native.group_range(w, group)
+    def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None, grid: Arrays | None = None) -> Arrays:
+        group = self.group_of(scheme, w.shape[1])
+        if grid is None:
+            grid = self.grid(*native.group_range(w, group), scheme, scale_dtype)
+        scales, zeros, minima, bits = self.levels(grid)
+        return {"packed": native.encode_int(w, scales, zeros, bits, group, minima)} | grid
+
+    def levels(self, grid: Arrays) -> tuple[F32, NDArray[np.uint8] | None, F32 | None, int]:
+        """A grid as the core takes it: scales, zeros and minima (rows, groups), and bits."""
+        minima = grid.get("min")
+        wide = None if minima is None else minima.astype(np.float32)
+        return grid["scale"].astype(np.float32), grid.get("zero_point"), wide, self.bits
+
+    def grid(self, low: F32, high: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
+        """The grid for groups that range from low to high (rows, groups): the arrays beside the codes, as stored."""
+        grouped = scheme.group is not None
         if "min" in scheme.flags:
             scales, minima = self._scales_and_minima(low, high, grouped, scale_dtype)
-            wide = scales.astype(np.float32), minima.astype(np.float32)
-            packed = native.encode_int(w, wide[0], None, self.bits, group, wide[1])
-            return {"packed": packed, "scale": scales, "min": minima}
+            return {"scale": scales, "min": minima}
         if "asym" not in scheme.flags:
             largest = np.where(high > -low, high, low)
-            scales = stored_scales(largest / np.float32(-(2.0 ** (self.bits - 1))), grouped, scale_dtype)
-            return {"packed": native.encode_int(w, scales.astype(np.float32), None, self.bits, group), "scale": scales}
+            return {"scale": stored_scales(largest / np.float32(-(2.0 ** (self.bits - 1))), grouped, scale_dtype)}
         top = 2**self.bits - 1
         low, high = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
         scales = stored_scales(((high - low) / top).astype(np.float32), grouped, scale_dtype)
         steps = np.divide(-low, scales, out=np.full(low.shape, 2.0 ** (self.bits - 1)), where=scales != 0, dtype=float)
-        zeros = np.clip(np.rint(steps), 0, top).astype(np.uint8)
-        packed = native.encode_int(w, scales.astype(np.float32), zeros, self.bits, group)
-        return {"packed": packed, "scale": scales, "zero_point": zeros}
+        return {"scale": scales, "zero_point": np.clip(np.rint(steps), 0, top).astype(np.uint8)}
 
     def _scales_and_minima(self, low: F32, high: F32, grouped: bool, scale_dtype: Any) -> tuple[Array, Array]:
         """Both in one dtype. A subnormal minimum is exact enough beside a scale that is not: to 2^-11 of a step."""
@@ -135,9 +143,11 @@ class Integer(Codec):
     def codes(self, arrays: Arrays, cols: int) -> Array:
         return native.unpack_codes(np.ascontiguousarray(arrays["packed"]), self.bits, cols)
 
-    def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
+    def encode_sparse(
+        self, w: F32, scheme: Scheme, scale_dtype: Any = None, grid: Arrays | None = None
+    ) -> tuple[Array, Array | None]:
         """Signed codes (rows, cols), so that a hole is exactly 0, and scales (rows, groups)."""
-        arrays = self.encode(w, scheme, scale_dtype)
+        arrays = self.encode(w, scheme, scale_dtype, grid)
         codes = arrays["packed"][:, : w.shape[1]] if self.bits == 8 else self.codes(arrays, w.shape[1])
         codes -= np.uint8(1 << (self.bits - 1))  # modulo 256
         return np.ascontiguousarray(codes).view(np.int8), arrays["scale"]

@@ -1,0 +1,70 @@
+# What the algorithms do weight by weight: included by native.pyx.
+
+
+cdef int fill_grid(cpp.Grid* grid, int64_t rows, const float[:, ::1] scales, const uint8_t[:, ::1] zeros,
+                   const float[:, ::1] minima, int bits) except -1:
+    check_bits(bits)
+    check_shape("scales", (rows,), (scales.shape[0],))
+    check_offsets(zeros, minima, (rows, scales.shape[1]))
+    grid.scales = &scales[0, 0]
+    grid.zeros = &zeros[0, 0] if zeros is not None else NULL
+    grid.minima = &minima[0, 0] if minima is not None else NULL
+    grid.groups, grid.bits = scales.shape[1], bits
+    return 0
+
+
+def fix(const float[:, ::1] w not None, float[:, ::1] drift not None, float[:, ::1] errors not None, int64_t first,
+        int64_t start, int64_t stop, const float[:, ::1] factor not None, const float[::1] variance not None,
+        double[::1] loss not None, const uint8_t[:, ::1] keep=None, grid=None, const int32_t[::1] group_of=None):
+    cdef int64_t i, rows = w.shape[0], cols = w.shape[1], width = factor.shape[0]
+    check_shape("drift", (rows, cols), (drift.shape[0], drift.shape[1]))
+    check_shape("errors", (rows, width), (errors.shape[0], errors.shape[1]))
+    check_shape("factor", (width, width), (width, factor.shape[1]))
+    check_shape("variance", (width,), (variance.shape[0],))
+    check_shape("loss", (rows,), (loss.shape[0],))
+    if not 1 <= width <= cpp.kMostColumns:
+        raise ValueError(f"factor: expected 1 to {cpp.kMostColumns} columns, got {width}")
+    if not (0 <= first <= cols - width and 0 <= start <= stop <= width):
+        raise ValueError(f"start: expected 0 <= start <= stop <= {width} behind a first of 0 to {cols - width}, "
+                         f"got {start}, {stop} and {first}")
+    if keep is not None:
+        check_shape("keep", (rows, stop - start), (keep.shape[0], keep.shape[1]))
+    cdef cpp.Grid levels
+    if grid is not None:
+        scales, zeros, minima, bits = grid
+        fill_grid(&levels, rows, scales, zeros, minima, bits)
+        if group_of is None:
+            raise ValueError("group_of: expected the group of each column beside a grid, got None")
+        check_shape("group_of", (width,), (group_of.shape[0],))
+        for i in range(width):
+            if not 0 <= group_of[i] < levels.groups:
+                raise ValueError(f"group_of: expected groups from 0 to {levels.groups - 1}, got {group_of[i]}")
+    if rows == 0:
+        return
+    cdef cpp.Block block
+    block.w, block.drift, block.errors = &w[0, first], &drift[0, first], &errors[0, 0]
+    block.stride, block.width, block.start, block.stop = cols, width, start, stop
+    block.factor, block.variance, block.loss = &factor[0, 0], &variance[0], &loss[0]
+    block.keep = &keep[0, 0] if keep is not None else NULL
+    block.grid = &levels if grid is not None else NULL
+    block.group_of = &group_of[0] if group_of is not None else NULL
+    with nogil:
+        cpp.fix(block, rows)
+
+
+def grid_errors(const float[:, ::1] w not None, const float[:, ::1] scales not None, const uint8_t[:, ::1] zeros, int bits,
+                int64_t group, const float[:, ::1] minima=None, const float[::1] weight=None):
+    cdef int64_t rows = w.shape[0], cols = w.shape[1]
+    cdef cpp.Groups g = groups_of(cols, group, bits)
+    check_shape("scales", (rows, g.groups), (scales.shape[0], scales.shape[1]))
+    cdef cpp.Grid grid
+    fill_grid(&grid, rows, scales, zeros, minima, bits)
+    if weight is not None:
+        check_shape("weight", (cols,), (weight.shape[0],))
+    error_array = np.zeros((rows, g.groups), np.float32)
+    cdef float[:, ::1] error = error_array
+    if rows == 0 or cols == 0:
+        return error_array
+    with nogil:
+        cpp.grid_errors(&w[0, 0], &weight[0] if weight is not None else NULL, rows, cols, g.group, grid, &error[0, 0])
+    return error_array

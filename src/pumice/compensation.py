@@ -1,0 +1,275 @@
+"""Fixing weights one column after the other while the columns still free make up for the error.
+
+Optimal brain surgeon (Hassibi & Stork 1993) for all rows of a layer at once, in the order of the columns: what GPTQ
+(Frantar et al. 2022, arXiv:2210.17323) and SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774) do. With w fixed to q
+the layer's output errs by e H e^T in the mean, e = w - q a row, H the mean of x^T x. Let H + damping = S D S^T, S unit
+upper triangular, D diagonal (`factorize`). Then
+
+    e H e^T = sum over columns k of D_k (v_k - q_k)^2,    v_k = w_k + sum over j < k of e_j S_jk
+
+so v_k is the value that column k should have once those before it are fixed, and D_k what a deviation from it costs.
+Columns further on are best at w + e S_fixed,free S_free,free^-1 by then.
+Those papers take rows of the Cholesky factor of the inverse of H, which is D^-1/2 S^-1, and keep the updated weights;
+this is the same arithmetic with one factorization and no inverse.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice._core import native
+from pumice.values.base import F32
+
+BLOCK = (
+    128  # columns after which errors reach the columns beyond; BLAS does not split sums of so few terms over threads
+)
+PANEL_ROWS, PANEL_COLS = 512, 512
+DAMPING = 0.01  # of the mean of the diagonal, as in the papers
+# Of its diagonal entry, and of the mean of the diagonal: a pivot below that is noise. float32 that fails gives way to
+# float64, and that to more damping.
+PIVOTS, LEAST = {"float32": 1e-4, "float64": 1e-10}, 1e-14
+RAISED, FIRST_RAISED = 10.0, 1e-6
+
+F64: TypeAlias = NDArray[np.float64]
+Levels: TypeAlias = "tuple[F32, NDArray[np.uint8] | None, F32 | None, int]"
+"""Scales, zeros and minima (rows, groups), and bits: the numbers that codes stand for."""
+
+log = logging.getLogger("pumice")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """H + damping = S D S^T, of columns in the order that they are fixed in.
+
+    Attributes
+    ----------
+    upper : float32 (cols, cols)
+        S above its diagonal, which is 1; what lies on and below it means nothing.
+    variance : float32 (cols,)
+        D / scale; 0 for dead columns.
+    scale : float
+        The mean of the diagonal of H over columns that are not dead.
+    dead : int
+        Columns whose inputs are always 0.
+    damping : float
+        What was added to the diagonal, over `scale`.
+    attempts : int
+        Factorizations it took: 2 where float32 was not enough, more where the damping was raised.
+    """
+
+    upper: F32
+    variance: F32
+    scale: float
+    dead: int
+    damping: float
+    attempts: int
+
+
+def factorize(moments: F32, damping: float = DAMPING, order: NDArray[np.intp] | None = None) -> Factor:
+    """Factorize second moments. Never fails: the damping is raised until all pivots are sound.
+
+    Parameters
+    ----------
+    moments : float32 (cols, cols)
+        H, symmetric and finite.
+    damping : float
+        Share of the mean of the diagonal that is added to it.
+    order : int (cols,), optional
+        Columns in the order in which they will be fixed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> f = factorize(np.array([[2.0, 1.0], [1.0, 2.0]], np.float32), damping=0)
+    >>> np.triu(f.upper, 1), f.variance * f.scale
+    (array([[0. , 0.5],
+           [0. , 0. ]], dtype=float32), array([1.5, 2. ], dtype=float32))
+    >>> factorize(np.ones((3, 3), np.float32), damping=0).damping    # rank 1
+    1e-06
+    """
+    if not 0 <= damping < np.inf:
+        raise ValueError(f"damping: expected a finite number >= 0, got {damping}")
+    diagonal = moments.diagonal() if order is None else moments.diagonal()[order]
+    dead = ~(diagonal > 0)
+    scale = float(diagonal[~dead].mean(dtype=np.float64)) if not dead.all() else 1.0
+    attempts = 0
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    while True:
+        attempts += 1
+        a = _damped(moments, order, scale, damping, dead, dtype)
+        pivots = _factorize_in_place(a)
+        if pivots is not None:
+            break
+        if dtype == np.float64:
+            damping = max(damping * RAISED, FIRST_RAISED)
+            log.warning("second moments are singular: damping raised to %g of the mean of the diagonal", damping)
+        dtype = np.dtype(np.float64)
+    if dead.any():
+        log.info("%d of %d inputs are always 0", np.count_nonzero(dead), len(dead))
+    variance = np.where(dead, 0, pivots).astype(np.float32)
+    return Factor(a.astype(np.float32, copy=False), variance, scale, int(np.count_nonzero(dead)), damping, attempts)
+
+
+def _damped(
+    moments: F32, order: NDArray[np.intp] | None, scale: float, damping: float, dead: NDArray[np.bool_], dtype: Any
+) -> NDArray[Any]:
+    """A copy in this order, over `scale`, with the damping; dead columns are those of the identity."""
+    a = (moments if order is None else moments[np.ix_(order, order)]).astype(dtype)
+    a /= dtype.type(scale)
+    if dead.any():
+        a[dead] = a[:, dead] = 0
+    a.ravel()[:: len(a) + 1] += np.where(dead, 1.0, damping).astype(dtype)
+    return a
+
+
+def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
+    """The upper triangle of a as that of S, and D; None where a pivot is not sound. Below the diagonal a is rubbish.
+
+    Blocks from the last to the first, themselves in float64, with products of `BLOCK` terms only: LAPACK's bits depend
+    on threads.
+    """
+    n = len(a)
+    pivots, least = np.empty(n), np.maximum(PIVOTS[a.dtype.name] * a.diagonal(), LEAST)
+    product = np.empty(n * min(n, PANEL_COLS), a.dtype)
+    for first in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):
+        stop = min(first + BLOCK, n)
+        block = a[first:stop, first:stop].astype(np.float64)
+        for k in range(stop - first - 1, -1, -1):
+            pivot = block[k, k]
+            if not pivot > least[first + k]:
+                return None
+            pivots[first + k] = pivot
+            column = block[:k, k] / pivot
+            block[:k, :k] -= column[:, None] * block[:k, k]
+            block[:k, k] = column
+        a[first:stop, first:stop] = block
+        scaled = a[:first, first:stop] @ _unit_inverse(block).T.astype(a.dtype)
+        upper = scaled / pivots[first:stop].astype(a.dtype)
+        a[:first, first:stop] = upper
+        for left in range(0, first, PANEL_COLS):
+            right = min(left + PANEL_COLS, first)
+            out = product[: right * (right - left)].reshape(right, right - left)
+            np.matmul(scaled[:right], upper[left:right].T, out=out)
+            a[:right, left:right] -= out
+    return pivots
+
+
+def _unit_inverse(upper: F64) -> F64:
+    """The inverse of a unit upper triangular matrix, whatever lies on and below its diagonal."""
+    n = len(upper)
+    inverse = np.eye(n)
+    if n <= 8:
+        for k in range(1, n):
+            inverse[:k, k] = -(inverse[:k, :k] * upper[:k, k]).sum(axis=1)
+        return inverse
+    half = n // 2
+    inverse[:half, :half], inverse[half:, half:] = (
+        _unit_inverse(upper[:half, :half]),
+        _unit_inverse(upper[half:, half:]),
+    )
+    inverse[:half, half:] = -(inverse[:half, :half] @ upper[:half, half:]) @ inverse[half:, half:]
+    return inverse
+
+
+class Sweep:
+    """All rows of a weight, fixed from the first column to the last.
+
+    Parameters
+    ----------
+    w : float32 (rows, cols)
+        Never written to.
+    factor : Factor
+    order : int (cols,), optional
+        That of the factor: columns are counted in this order.
+    """
+
+    def __init__(self, w: F32, factor: Factor, order: NDArray[np.intp] | None = None) -> None:
+        self._w = np.ascontiguousarray(w if order is None else w[:, order])
+        self._factor, self._order = factor, order
+        self._drift = np.zeros_like(self._w)
+        rows, self.cols = self._w.shape
+        self._errors = np.empty(rows * min(BLOCK, self.cols), np.float32)
+        self._loss = np.zeros(rows)
+        self.at = 0  # columns that are fixed
+
+    @property
+    def variance(self) -> F32:
+        """What a squared deviation costs in each column, over the mean of the diagonal."""
+        return self._factor.variance
+
+    def current(self, stop: int) -> F32:
+        """(rows, stop - at): the next columns, all still free, where they make up best for the errors so far.
+
+        That is w + e_fixed S_fixed,next S_next,next^-1. Beyond the block of `at`, errors of this block are not in it.
+        """
+        part = slice(self.at, stop)
+        if self.at == 0:
+            return self._w[:, part]
+        inverse = _unit_inverse(self._factor.upper[part, part].astype(np.float64)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found by their loss
+            current: F32 = self._w[:, part] + self._drift[:, part] @ inverse
+        return current
+
+    def fix(
+        self,
+        stop: int,
+        keep: NDArray[np.bool_] | None = None,
+        levels: Levels | None = None,
+        groups: NDArray[np.int32] | None = None,
+    ) -> None:
+        """Fix the columns up to `stop`.
+
+        Parameters
+        ----------
+        stop : int
+        keep : bool (rows, stop - at), optional
+            False where a weight becomes 0.
+        levels : tuple, optional
+            Round to the nearest of these numbers; otherwise weights take the value that the errors ask for.
+        groups : int32 (cols,), optional
+            The group of each column, in the order that columns are fixed in.
+        """
+        start = self.at
+        while self.at < stop:
+            first = self.at // BLOCK * BLOCK
+            width = min(BLOCK, self.cols - first)
+            end = min(stop, first + width)
+            part = slice(first, first + width)
+            errors = self._errors[: len(self._w) * width].reshape(len(self._w), width)
+            kept = None if keep is None else np.ascontiguousarray(keep[:, self.at - start : end - start]).view(np.uint8)
+            native.fix(
+                self._w, self._drift, errors, first, self.at - first, end - first,
+                np.ascontiguousarray(self._factor.upper[part, part]), self._factor.variance[part], self._loss,
+                kept, levels, None if groups is None else groups[part],
+            )  # fmt: skip
+            self.at = end
+            if end == first + width < self.cols:
+                self._propagate(errors, slice(first, end))
+
+    def _propagate(self, errors: F32, block: slice) -> None:
+        """Errors of a block to all columns beyond it."""
+        upper = self._factor.upper[block, block.stop :]
+        product = np.empty(PANEL_ROWS * upper.shape[1], np.float32)
+        for top in range(0, len(errors), PANEL_ROWS):
+            some = errors[top : top + PANEL_ROWS]
+            out = product[: len(some) * upper.shape[1]].reshape(len(some), upper.shape[1])
+            with np.errstate(over="ignore", invalid="ignore"):  # as in `current`
+                np.matmul(some, upper, out=out)
+                self._drift[top : top + PANEL_ROWS, block.stop :] += out
+
+    def result(self) -> F32:
+        """(rows, cols): the fixed weights, in their own order. The sweep is over."""
+        fixed = self._drift
+        if self._order is not None:
+            fixed = np.empty_like(self._drift)
+            fixed[:, self._order] = self._drift
+        return fixed
+
+    def loss(self) -> F64:
+        """(rows,): e H e^T of each row with the damped H, the mean squared error of its output."""
+        return self._loss * self._factor.scale

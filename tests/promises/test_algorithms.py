@@ -1,0 +1,30 @@
+"""No second moments of inputs make GPTQ or SparseGPT fail: rank-deficient, ill-conditioned, dead, huge, tiny."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.layers import KINDS
+from tests.test_quantization import check_degenerate as check_gptq
+from tests.test_solvers import check_degenerate as check_sparsegpt
+
+OPTIONS = ({}, {"damping": 0.0}, {"act_order": True}, {"clip": "mse", "damping": 1e-9})
+SCHEMES = ("int4", "int2-g16", "int4-g16-asym", "int8-g32", "int3-g16-min")
+
+
+def test_degenerate_layers_never_fail(long: bool, count: Callable[[str, object], None]) -> None:
+    rng, trials = np.random.default_rng(0), 100_000 if long else 500
+    logging.disable(logging.WARNING)
+    try:
+        for trial in range(trials // 2):
+            kind = KINDS[trial % len(KINDS)]
+            scheme, options = SCHEMES[rng.integers(len(SCHEMES))], OPTIONS[rng.integers(len(OPTIONS))]
+            grouped = "-g" in scheme or "act_order" not in options
+            check_gptq(trial, kind, scheme, options if grouped else {})
+            check_sparsegpt(trial, kind, float(rng.random()), (None, "csr+int8", "bitmask+int4-g16")[trial % 3])
+    finally:
+        logging.disable(logging.NOTSET)
+    count("degenerate layers that GPTQ and SparseGPT got through", trials // 2 * 2)
