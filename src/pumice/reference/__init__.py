@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.reference import bitmask, compressed, floats, integers, sums  # noqa: F401 - they fill the tables
+from pumice.reference import bitmask, compressed, float8, floats, integers, sums  # noqa: F401 - they fill the tables
 from pumice.reference.base import F32, LAYOUTS, VALUES, Definition, Integers, Parts
 from pumice.reference.products import product
 from pumice.scheme import Scheme
