@@ -17,7 +17,17 @@ from pumice.conversion import convert
 from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
 from pumice.exporting import export
-from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, SumArray, from_parts
+from pumice.layouts import (
+    BitmaskArray,
+    BSRArray,
+    CompactArray,
+    CSRArray,
+    DenseArray,
+    NMArray,
+    PermutedArray,
+    SumArray,
+    from_parts,
+)
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
 from pumice.pruning import prune, sparsify
@@ -38,6 +48,7 @@ __all__ = [
     "FormatError",
     "NMArray",
     "NonFiniteError",
+    "PermutedArray",
     "PumiceError",
     "Recipe",
     "RecipeError",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pumice.errors import FormatError, SchemeError
 from pumice.layouts.base import CompactArray, Transposed
-from pumice.layouts.registry import LAYOUTS
+from pumice.layouts.registry import LAYOUTS, build
 from pumice.layouts.work import Work
 from pumice.options import Options
 from pumice.scheme import SUM, LayoutGrammar, Scheme
@@ -88,10 +88,7 @@ class SumArray(CompactArray):
         stored = theirs.get("shape")
         if stored is not None and (stored.dtype != np.int64 or tuple(stored.reshape(-1).tolist()) != shape):
             raise FormatError(None, SECOND + "shape", f"int64 {list(shape)}", f"{stored.dtype} {stored.tolist()}")
-        return cls(
-            LAYOUTS[first.layout].from_parts(first, shape, ours),
-            LAYOUTS[second.layout].from_parts(second, shape, theirs),
-        )
+        return cls(build(first, shape, ours), build(second, shape, theirs))
 
     @classmethod
     def stack(cls, arrays: Sequence[CompactArray], shape: tuple[int, ...]) -> Self:
