@@ -42,8 +42,8 @@ def nearest(x: F32) -> NDArray[np.uint8]:
     near = distance == distance.min(axis=-1, keepdims=True)
     codes = np.arange(0x7F)
     first, last = near.argmax(axis=-1), np.where(near, codes, 0).max(axis=-1)
-    even = np.where(first % 2 == 0, first, last).astype(np.uint8)
-    return even + np.uint8(128) * np.signbit(x)
+    even = np.where(first % 2 == 0, first, last)
+    return np.asarray(even + 128 * np.signbit(x), np.uint8)
 
 
 def encode(w: F32, scheme: Scheme) -> Parts:
