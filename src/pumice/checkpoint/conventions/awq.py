@@ -61,11 +61,7 @@ def _found(container: Container, prefix: str) -> Found:
     if groups * group != cols or (claimed and group not in [cols if size == -1 else size for size in claimed]):
         rule = f"groups of {as_text(claimed) if claimed else 'equally many'} columns, as AWQ and the config say"
         raise refusal(container, tensors[2], rule, f"{groups} groups of {cols} columns")
-    try:
-        grouping = Grouping.of("int4", cols, groups, group, asym=True)
-    except ValueError as error:
-        rule, _, bad = str(error).removeprefix("group: expected ").rpartition(", got ")
-        raise refusal(container, tensors[2], f"groups: {rule}", bad)
+    grouping = Grouping.of((container.where(tensors[2]), tensors[2]), "int4", cols, groups, group, asym=True)
     nbytes = sum(container.entry(name).nbytes for name in tensors)
     parts = {part: container.entry(prefix + part).dtype for part in PARTS}
     info = TensorInfo((rows, cols), grouping.scheme, nbytes, parts)

@@ -61,11 +61,7 @@ def _found(container: Container, weight: str, scale: str) -> Found:
         raise refusal(container, scale, "scales that values are multiplied by", "weight_scale_semantics 'inverse'")
     blocks = _blocks(container, scale, (shape[0], shape[1]))
     groups = -(-shape[1] // blocks.cols)
-    try:
-        grouping = Grouping.of("float8", shape[1], groups, blocks.cols)
-    except ValueError as error:
-        rule, _, got = str(error).removeprefix("group: expected ").rpartition(", got ")
-        raise refusal(container, scale, f"blocks whose columns are {rule}", got)
+    grouping = Grouping.of((container.where(scale), scale), "float8", shape[1], groups, blocks.cols)
     parts = {"": "F8_E4M3", "scale": container.entry(scale).dtype}
     nbytes = container.entry(weight).nbytes + container.entry(scale).nbytes
     info = TensorInfo(shape, grouping.scheme, nbytes, parts)

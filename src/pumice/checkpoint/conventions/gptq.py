@@ -99,11 +99,8 @@ def _found(module: Module) -> Found:
         symmetric = False  # its zero would be another one
     elif symmetric is None:
         symmetric = bool((zeros_of(module) == module.middle).all())
-    try:
-        grouping = Grouping.of(module.codec, module.cols, module.groups, module.group, not symmetric)
-    except ValueError as error:
-        rule, _, got = str(error).removeprefix("group: expected ").rpartition(", got ")
-        raise refusal(container, tensors["scales"], f"groups: {rule}", got)
+    place = container.where(tensors["scales"]), tensors["scales"]
+    grouping = Grouping.of(place, module.codec, module.cols, module.groups, module.group, not symmetric)
     info = TensorInfo(
         shape=(module.rows, module.cols),
         dtype=grouping.scheme,

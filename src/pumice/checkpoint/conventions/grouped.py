@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from pumice import layouts
 from pumice.checkpoint.container import Container
 from pumice.checkpoint.dtypes import widen
+from pumice.errors import FormatError
 from pumice.layouts import CompactArray
 from pumice.layouts.dense import repeat_groups, stored_group
 from pumice.scheme import Scheme
 from pumice.values import codec_of
+
+Place: TypeAlias = tuple[str, str]
+"""A file and a tensor in it, for errors."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,22 @@ class Grouping:
     repeat: int
 
     @classmethod
-    def of(cls, codec: str, cols: int, groups: int, group: int | None, asym: bool = False) -> Self:
-        """The grouping of a weight; ValueError where no scheme has it.
+    def of(cls, scales: Place, codec: str, cols: int, groups: int, group: int | None, asym: bool = False) -> Self:
+        """The grouping of a weight of `cols` columns, by groups of `group`; FormatError where no scheme has it.
 
         Examples
         --------
         >>> import pumice
-        >>> Grouping.of("int4", 192, 2, 96, asym=True)
+        >>> Grouping.of(("m.safetensors", "fc.scales"), "int4", 192, 2, 96, asym=True)
         Grouping(scheme='int4-g32-asym', group=96, stored=32, repeat=3)
         """
-        stored, repeat = stored_group(cols, groups, None if groups == 1 else group)
+        try:
+            stored, repeat = stored_group(cols, groups, None if groups == 1 else group)
+        except ValueError as error:
+            each = "" if group is None else f" of {group}"
+            raise FormatError(
+                *scales, "groups that a scheme has", f"{groups}{each} in {cols} columns", str(error)
+            ) from error
         scheme = codec + (f"-g{stored}" if stored else "") + "-asym" * asym
         return cls(scheme, repeat * (stored or cols), stored, repeat)
 
