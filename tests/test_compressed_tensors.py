@@ -24,7 +24,7 @@ Change: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], None]
 GOLDEN = Path(__file__).parent / "golden" / "compressed_tensors"
 CASES = sorted(path.name for path in GOLDEN.iterdir())
 SCHEMES = {
-    "float-block": "F32", "float-channel": "F32", "float-group": "F32", "float-tensor": "F32",
+    "float-block": "float8-g32", "float-channel": "float8", "float-group": "float8-g32", "float-tensor": "float8",
     "int-block": "int8-g32", "int-channel": "int8", "int-group-asym": "int8-g32-asym", "int-tensor-asym": "int8-asym",
     "naive-4-channel": "int4",
     "old-pack-3-group-asym": "int3-g32-asym", "old-pack-3-narrow": "int3", "old-pack-4-group": "int4-g32",

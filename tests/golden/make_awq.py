@@ -1,8 +1,9 @@
 """Goldens of AWQ (version GEMM), packed and decoded by AutoAWQ 0.2.9; nothing of pumice is imported here.
 
-    python3.11 -m venv V && V/bin/pip install torch==2.13.0 setuptools wheel packaging numpy safetensors transformers accelerate
-    V/bin/pip install --no-deps --no-build-isolation autoawq==0.2.9
-    V/bin/python tests/golden/make_awq.py
+python3.11 -m venv V && V/bin/pip install torch==2.13.0 setuptools wheel packaging
+V/bin/pip install numpy safetensors transformers accelerate
+V/bin/pip install --no-deps --no-build-isolation autoawq==0.2.9
+V/bin/python tests/golden/make_awq.py
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python3.11 -m venv V && V/bin/pip install torch==2.13.0 numpy safetensors transformers==5.24.0
     V/bin/python tests/golden/make_float8.py
 
-Blocks are those of `Fp8Quantize` and `Fp8Dequantize` (quant_method fp8), which take whole blocks only; blocks that are cut
-at the edges are multiplied as DeepSeek's inference/kernel.py does it, by torch. Scales of a row and of the tensor are torch's
-own cast and product.
+Blocks are those of `Fp8Quantize` and `Fp8Dequantize` (quant_method fp8), which take whole blocks only; blocks that are
+cut at the edges are multiplied as DeepSeek's inference/kernel.py does it, by torch. Scales of a row and of the tensor
+are torch's own cast and product.
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ def main() -> None:
     small = {"fc": blocks(weights(rng, 32, 96), 16), "bfloat16": blocks(weights(rng, 16, 48), 16, torch.bfloat16)}
     small["e8m0"] = blocks(weights(rng, 16, 32), 16, torch.float8_e8m0fnu)
     save("blocks16", {"quant_method": "fp8", "weight_block_size": [16, 16]}, small)
-    save("blocks48", {"quant_method": "fp8", "weight_block_size": [48, 48]}, {"fc": cut_blocks(weights(rng, 50, 100), 48)})
+    save(
+        "blocks48",
+        {"quant_method": "fp8", "weight_block_size": [48, 48]},
+        {"fc": cut_blocks(weights(rng, 50, 100), 48)},
+    )
     save("deepseek", None, {"fc": cut_blocks(weights(rng, 20, 300), 128)})
     others = {
         "scalar": scaled(weights(rng, 8, 24), torch.tensor(0.037)),

@@ -1,13 +1,17 @@
 """Goldens of GPTQ, packed and decoded by the formats' own code; nothing of pumice is imported here.
 
-    python3.11 -m venv V && V/bin/pip install torch==2.13.0 setuptools wheel packaging numpy safetensors transformers accelerate
+    python3.11 -m venv V && V/bin/pip install torch==2.13.0 setuptools wheel packaging
+    V/bin/pip install numpy safetensors transformers accelerate
     V/bin/pip install --no-build-isolation gptqmodel==7.7.0
-    V/bin/pip download --no-deps --no-build-isolation --no-binary :all: auto-gptq==0.7.1 && tar xzf auto_gptq-0.7.1.tar.gz
+    V/bin/pip download --no-deps --no-build-isolation --no-binary :all: auto-gptq==0.7.1
+    tar xzf auto_gptq-0.7.1.tar.gz
     V/bin/python tests/golden/make_gptq.py auto_gptq-0.7.1
 
 GPTQModel packs with `TorchLinear.pack_original`, turns zeros of version 2 into version 1 with its own
-`convert_gptq_v2_to_v1_format_module`, and decodes with `dequantize_weight` in float32. AutoGPTQ no longer imports beside
-today's transformers: its `qlinear_cuda_old.py` is run alone, and decodes by multiplying the identity.
+`convert_gptq_v2_to_v1_format_module`, and decodes with `dequantize_weight` in float32. AutoGPTQ no longer imports
+beside today's transformers: its `qlinear_cuda_old.py` is run alone, and decodes by multiplying the identity.
+
+The files here were made with torch 2.14.1, which the second line above may put in the place of 2.13.0.
 """
 
 from __future__ import annotations
@@ -113,12 +117,23 @@ def main(auto_gptq: Path) -> None:
             save(f"v{version}-{bits}bit", config_of(bits, 32, label) | group, modules)
     symmetric = {"fc": packed(rng, 4, 32, 64, 32, sym=True, version=2)}
     save("sym-v2-named-v1", config_of(4, 32, "gptq", sym=True), symmetric)
-    save("sym-v1-named-v2", config_of(4, 32, "gptq_v2", sym=True), {"fc": packed(rng, 4, 32, 64, 32, sym=True, version=1)})
-    mixed = {"fc": packed(rng, 4, 32, 64, 32, sym=True, version=1), "down": packed(rng, 8, 32, 32, 32, sym=True, version=1)}
+    save(
+        "sym-v1-named-v2",
+        config_of(4, 32, "gptq_v2", sym=True),
+        {"fc": packed(rng, 4, 32, 64, 32, sym=True, version=1)},
+    )
+    mixed = {
+        "fc": packed(rng, 4, 32, 64, 32, sym=True, version=1),
+        "down": packed(rng, 8, 32, 32, 32, sym=True, version=1),
+    }
     dynamic = {"-:.*gate": {}, "+:.*down": {"bits": 8, "group_size": -1}}
     save("sym-dynamic", config_of(4, 32, sym=True, dynamic=dynamic), mixed, "quantize_config.json")
     for bits in (3, 5, 6, 7):
-        save(f"planes-{bits}bit", config_of(bits, 32, "gptq_p"), {"fc": packed(rng, bits, 32, 64, 32, form=FORMAT.GPTQ_P)})
+        save(
+            f"planes-{bits}bit",
+            config_of(bits, 32, "gptq_p"),
+            {"fc": packed(rng, bits, 32, 64, 32, form=FORMAT.GPTQ_P)},
+        )
     spec = importlib.util.spec_from_file_location(
         "qlinear_cuda_old", auto_gptq / "auto_gptq" / "nn_modules" / "qlinear" / "qlinear_cuda_old.py"
     )

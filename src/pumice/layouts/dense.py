@@ -140,7 +140,7 @@ class DenseArray(CompactArray):
         for name, offsets in (("zeros", zeros), ("minima", minima)):
             if offsets is not None and offsets.shape != scales.shape:
                 raise ValueError(f"{name}: expected shape {scales.shape} as scales, got {offsets.shape}")
-        stored, repeat = stored_group(cols, groups, group)
+        stored, repeat = _stored_group(cols, groups, group)
         flags = "-asym" if zeros is not None else "-min" if minima is not None else ""
         scheme = Scheme.parse(f"int{bits}" + (f"-g{stored}" if stored else "") + flags)
         codec = codec_of(scheme)
@@ -149,8 +149,10 @@ class DenseArray(CompactArray):
             arrays["zero_point"] = zeros
         if minima is not None:
             arrays["min"] = minima
-        for name in arrays.keys() - {"packed"}:
-            arrays[name] = repeat_groups(arrays[name], cols, stored, repeat)
+        if repeat > 1:
+            keep = -(-cols // stored) if stored else 1
+            for name in arrays.keys() - {"packed"}:
+                arrays[name] = np.repeat(arrays[name], repeat, axis=1)[:, :keep]
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         codec.check(arrays, scheme, rows, cols)
         shape = (rows, cols) if shape is None else tuple(shape)
@@ -254,11 +256,6 @@ def is_mapped(array: Array) -> bool:
     return False
 
 
-def repeat_groups(array: Array, cols: int, stored: int | None, repeat: int) -> Array:
-    """(rows, groups) numbers for the groups of `cols` columns that `stored_group` gave."""
-    return array if repeat == 1 else np.repeat(array, repeat, axis=1)[:, : -(-cols // (stored or cols))]
-
-
 def _whole(name: str, values: Any, bits: int) -> Array:
     """Integers in [0, 2**bits - 1] as uint8."""
     array = np.asarray(values)
@@ -288,19 +285,8 @@ def _per_group(name: str, array: Array, rows: int) -> Array:
     return wide
 
 
-def stored_group(cols: int, groups: int, group: int | None) -> tuple[int | None, int]:
-    """The power of two that a scheme can name (None: the whole row), and how often each scale is repeated for it.
-
-    Raises
-    ------
-    ValueError
-        No such group makes so many groups, or it is no multiple of the smallest that a scheme can name.
-
-    Examples
-    --------
-    >>> stored_group(256, 2, 128), stored_group(192, 2, 96), stored_group(64, 1, None)
-    ((128, 1), (32, 3), (None, 1))
-    """
+def _stored_group(cols: int, groups: int, group: int | None) -> tuple[int | None, int]:
+    """The power of two that a scheme can name (None: the whole row), and how often each scale is repeated for it."""
     if group is None and groups > 1:
         powers = (MIN_GROUP << i for i in range(32))
         group = next((g for g in powers if -(-cols // g) == groups), None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pumice.checkpoint.base import TensorInfo
 from pumice.errors import FormatError
-from pumice.layouts import DenseArray
+from pumice.layouts import CompactArray, DenseArray
 from pumice.scheme import MIN_GROUP, Scheme
 from pumice.values.base import CODECS, F32, Array
 
@@ -84,7 +84,7 @@ class Affine:
         parts = {"packed": "I32", "scale": scale} | ({"zero_point": "I32"} if self.zeros else {}) | {"shape": "I64"}
         return TensorInfo(self.shape, str(self.scheme), nbytes, parts)
 
-    def array(self, codes: NDArray[np.uint8], scales: Array, zeros: Array | None) -> DenseArray | F32:
+    def array(self, codes: NDArray[np.uint8], scales: Array, zeros: Array | None) -> CompactArray | F32:
         """The weight.
 
         Parameters

@@ -14,17 +14,18 @@ Specification: the packing of github.com/casper-hansen/AutoAWQ (0.2.9), `WQLinea
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.checkpoint.base import TensorInfo
 from pumice.checkpoint.container import Container
+from pumice.checkpoint.conventions.affine import Affine
 from pumice.checkpoint.conventions.base import Convention, Found, modules, register
-from pumice.checkpoint.conventions.grouped import Grouping, integer_array, scales_of
 from pumice.checkpoint.conventions.settings import as_text, matrix, method_of, refusal, said
+from pumice.checkpoint.dtypes import widen
 from pumice.layouts import CompactArray
-from pumice.values import CODECS
+from pumice.values.base import CODECS, F32
 
 FIELDS = 8  # of a word
 OUTPUT_OF_FIELD = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -59,13 +60,14 @@ def _found(container: Container, prefix: str) -> Found:
     claimed = said(container.config, "group_size", "q_group_size")
     group = cols // groups
     if groups * group != cols or (claimed and group not in [cols if size == -1 else size for size in claimed]):
-        rule = f"groups of {as_text(claimed) if claimed else 'equally many'} columns, as AWQ and the config say"
+        rule = (
+            f"groups of {as_text(claimed)} columns, as the config says" if claimed else "groups of equally many columns"
+        )
         raise refusal(container, tensors[2], rule, f"{groups} groups of {cols} columns")
-    grouping = Grouping.of((container.where(tensors[2]), tensors[2]), "int4", cols, groups, group, asym=True)
-    nbytes = sum(container.entry(name).nbytes for name in tensors)
-    parts = {part: container.entry(prefix + part).dtype for part in PARTS}
-    info = TensorInfo((rows, cols), grouping.scheme, nbytes, parts)
-    return Found(prefix + "weight", info, tensors, lambda: read_module(container, prefix, grouping, (rows, cols)))
+    half = container.entry(tensors[2]).dtype == "F16"
+    affine = Affine((rows, cols), 4, None if groups == 1 else group, True, half)
+    info = affine.info(sum(container.entry(name).nbytes for name in tensors))
+    return Found(prefix + "weight", info, tensors, partial(read_module, container, prefix, affine))
 
 
 def _check_config(container: Container, tensor: str) -> None:
@@ -78,11 +80,11 @@ def _check_config(container: Container, tensor: str) -> None:
         raise refusal(container, tensor, "AWQ of version gemm", as_text(versions), "export it as gemm")
 
 
-def read_module(container: Container, prefix: str, grouping: Grouping, shape: tuple[int, int]) -> CompactArray:
+def read_module(container: Container, prefix: str, affine: Affine) -> CompactArray | F32:
     """The weight of a module, with its own codes, scales and zeros."""
     codes, zeros = (in_order(container.read(prefix + part)).T for part in ("qweight", "qzeros"))
-    scales = scales_of(container, prefix + "scales").T
-    return integer_array(grouping, np.ascontiguousarray(codes), scales, zeros, shape)
+    scales = widen(container.read(prefix + "scales"), container.entry(prefix + "scales").dtype)
+    return affine.array(codes, scales.T, zeros)
 
 
 def in_order(words: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from pumice.checkpoint.container import Container
 from pumice.checkpoint.conventions.affine import Affine
 from pumice.checkpoint.conventions.base import Convention, Found, modules, register
 from pumice.checkpoint.conventions.ct_settings import Config, Grid, Settings, choose, grid_of, read_config
+from pumice.checkpoint.conventions.scaled import Scaled
 from pumice.checkpoint.dtypes import DTYPES, widen
 from pumice.errors import FormatError
 from pumice.layouts import CompactArray
@@ -111,6 +112,9 @@ class _Module:
             return self._found(plan, self._read_bytes, "weight")
         grid = self._chosen(lambda settings: self._grid(settings, entry.shape), ((8,),))
         tensors = self._tensors("weight")
+        if entry.dtype == "F8_E4M3":
+            scaled = Scaled((entry.shape[0], entry.shape[1]), grid.rows, grid.group)
+            return Found(self.name, scaled.info(self._nbytes(tensors)), tensors, partial(self._read_scaled, scaled))
         info = TensorInfo(entry.shape, "F32", self._nbytes(tensors))
         return Found(self.name, info, tensors, partial(self._read_float, grid, entry.shape))
 
@@ -237,18 +241,28 @@ class _Module:
         stored = self.container.read(self.name)
         return self._array(plan, _unsigned(stored, plan.affine.bits), self._scales(plan.grid, plan.affine.shape))
 
+    def _read_scaled(self, scaled: Scaled) -> CompactArray | F32:
+        self._refuse_zeros()
+        scale = self.container.read(self.name + "_scale")
+        scales = widen(scale, self.container.entry(self.name + "_scale").dtype)
+        return scaled.array(self.container.read(self.name), scales)
+
     def _read_float(self, grid: Grid, shape: tuple[int, ...]) -> F32:
         scales = self._scales(grid, shape).astype(np.float32)
         if not np.isfinite(scales).all():
             raise FormatError(None, None, "finite scales", "a NaN or an infinity")
         w: F32 = widen(self.container.read(self.name), self.container.entry(self.name).dtype)
-        if self._has("weight_zero_point"):
-            entry = self.container.entry(self.name + "_zero_point")
-            zeros = grid.per_row(widen(self.container.read(self.name + "_zero_point"), entry.dtype), shape[0])
-            if np.any(zeros.astype(np.float32)):
-                raise FormatError(None, None, "float weights without zero points", "some that are not 0")
+        self._refuse_zeros()
         w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
         return w
+
+    def _refuse_zeros(self) -> None:
+        """Float weights have no zero points, but for some that are 0."""
+        if not self._has("weight_zero_point"):
+            return
+        name = self.name + "_zero_point"
+        if np.any(widen(self.container.read(name), self.container.entry(name).dtype)):
+            raise FormatError(None, None, "float weights without zero points", "some that are not 0")
 
     def _array(self, plan: Plan, codes: NDArray[np.uint8], scales: Array) -> CompactArray | F32:
         affine = plan.affine

@@ -18,20 +18,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.checkpoint.base import TensorInfo
+from pumice import layouts
 from pumice.checkpoint.container import Container
+from pumice.checkpoint.conventions.affine import Affine
 from pumice.checkpoint.conventions.base import Convention, Found, modules, register
-from pumice.checkpoint.conventions.grouped import Grouping, integer_array, scales_of
 from pumice.checkpoint.conventions.settings import as_text, matrix, method_of, refusal, said
+from pumice.checkpoint.dtypes import widen
 from pumice.errors import FormatError, FormatWarning
-from pumice.layouts import CompactArray
+from pumice.layouts import CompactArray, PermutedArray
 from pumice.layouts.permuted import order_of_groups
-from pumice.values import CODECS
+from pumice.values.base import CODECS, F32
 
 BITS = (2, 3, 4, 8)
 PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}  # bits -> those of each plane, the low ones first
@@ -63,11 +65,6 @@ class Module:
         return {part: name for part, name in names.items() if name in self.container.entries}
 
     @property
-    def codec(self) -> str:
-        """The codec that holds such codes."""
-        return f"int{self.bits}" if f"int{self.bits}" in CODECS else "int8"
-
-    @property
     def middle(self) -> int:
         """The zero of symmetric weights."""
         return 1 << (self.bits - 1)
@@ -95,20 +92,12 @@ class GPTQ(Convention):
 def _found(module: Module) -> Found:
     container, tensors = module.container, module.tensors
     symmetric = module.symmetric
-    if module.codec == "int8" and module.bits != 8:
-        symmetric = False  # its zero would be another one
-    elif symmetric is None:
+    if symmetric is None:
         symmetric = bool((zeros_of(module) == module.middle).all())
-    place = container.where(tensors["scales"]), tensors["scales"]
-    grouping = Grouping.of(place, module.codec, module.cols, module.groups, module.group, not symmetric)
-    info = TensorInfo(
-        shape=(module.rows, module.cols),
-        dtype=grouping.scheme,
-        nbytes=sum(container.entry(name).nbytes for name in tensors.values()),
-        parts={part: container.entry(name).dtype for part, name in tensors.items()},
-    )
-    name = module.prefix + "weight"
-    return Found(name, info, tuple(tensors.values()), lambda: read_module(module, grouping, symmetric))
+    half = container.entry(tensors["scales"]).dtype == "F16"
+    affine = Affine((module.rows, module.cols), module.bits, module.group, not symmetric, half)
+    info = affine.info(sum(container.entry(name).nbytes for name in tensors.values()))
+    return Found(module.prefix + "weight", info, tuple(tensors.values()), partial(read_module, module, affine))
 
 
 # What the headers say.
@@ -179,45 +168,58 @@ def _columns(container: Container, prefix: str) -> int:
 
 
 def _group(container: Container, prefix: str, cols: int, groups: int, indexed: bool) -> int | None:
-    """Columns that share a scale, as the config says, or else g_idx; None where neither does."""
+    """Columns that share a scale, as the config says, or else g_idx, or else the shapes; None for the whole row."""
     claimed = said(container.config, "group_size")
-    if not claimed:
-        return int(np.count_nonzero(container.read(prefix + "g_idx") == 0)) if indexed else None
-    whole = [size for size in claimed if type(size) is int and (size == -1 or size > 0)]
-    sizes = [cols if size == -1 else size for size in whole]
-    fitting = [size for size in sizes if -(-cols // size) == groups]
-    if not fitting:
-        rule = f"groups of {as_text(claimed)} columns, as group_size of the config says"
-        raise refusal(container, prefix + "scales", rule, f"{groups} groups of {cols} columns")
-    return fitting[0]
+    if groups == 1 and not claimed:
+        return None
+    sizes = [cols if size == -1 else size for size in claimed if type(size) is int and (size == -1 or size > 0)]
+    if not claimed and indexed:
+        sizes = [int(np.count_nonzero(container.read(prefix + "g_idx") == 0))]
+    elif not claimed:
+        sizes = [cols // groups, *(1 << shift for shift in range(4, 16))]
+    size = next((size for size in sizes if size and -(-cols // size) == groups), None)
+    if size is None:
+        said_by = f"{as_text(claimed)} columns, as group_size of the config says" if claimed else "equally many columns"
+        raise refusal(container, prefix + "scales", f"groups of {said_by}", f"{groups} groups of {cols} columns")
+    return None if groups == 1 else size
 
 
 # What the tensors hold.
 
 
-def read_module(module: Module, grouping: Grouping, symmetric: bool) -> CompactArray:
+def read_module(module: Module, affine: Affine) -> CompactArray | F32:
     """The weight of a module, with its own codes, scales and zeros."""
     zeros = zeros_of(module)
-    if symmetric and (zeros != module.middle).any():
+    if not affine.zeros and (zeros != module.middle).any():
         rule = f"zeros of {module.middle}, as the config says (sym: true)"
         got = int(zeros[zeros != module.middle][0])
         raise FormatError(None, None, rule, got, "with sym: false they are read as they are")
-    perm = None
-    if "g_idx" in module.tensors:
-        perm, group = order_of_groups(module.read("g_idx"), module.groups)
-        if module.groups > 1 and group != grouping.group:
-            rule = f"groups of {grouping.group} columns, as the config or the shapes say"
-            raise FormatError(None, None, rule, f"groups of {group} in g_idx")
+    perm = _order(module)
+    scales_dtype = module.container.entry(module.tensors["scales"]).dtype
+    scales = np.ascontiguousarray(widen(module.read("scales"), scales_dtype).T)
     words = np.ascontiguousarray(module.read("qweight").T)
-    codes = None
-    if module.planar or perm is not None or module.cols * module.bits % WORD:
-        codes = unpacked(words, module.bits, module.planar)[:, : module.cols]
-        codes = codes if perm is None else codes[:, perm]
-    scales = scales_of(module.container, module.prefix + "scales").T
-    return integer_array(
-        grouping, words if codes is None else codes, scales, None if symmetric else zeros.T,
-        (module.rows, module.cols), perm,
-    )  # fmt: skip
+    whole = not module.planar and module.cols * module.bits % WORD == 0
+    if affine.as_stored and whole and perm is None:
+        parts = {"packed": words, "scale": scales, "shape": np.array(affine.shape, np.int64)}
+        if affine.zeros:  # packed along the rows
+            parts["zero_point"] = CODECS[f"int{module.bits}"].pack(zeros)["packed"].view(np.int32).T
+        return layouts.from_parts(str(affine.scheme), affine.shape, parts)
+    codes = unpacked(words, module.bits, module.planar)[:, : module.cols]
+    array = affine.array(codes if perm is None else codes[:, perm], scales, zeros.T if affine.zeros else None)
+    if perm is None:
+        return array
+    return PermutedArray(array, perm) if isinstance(array, CompactArray) else array[:, np.argsort(perm)]
+
+
+def _order(module: Module) -> NDArray[np.int32] | None:
+    """The columns in the order of their groups; None where they stand so, or where nothing says."""
+    if "g_idx" not in module.tensors:
+        return None
+    perm, group = order_of_groups(module.read("g_idx"), module.groups)
+    if module.group is not None and group != module.group:
+        rule = f"groups of {module.group} columns, as the config says"
+        raise FormatError(None, None, rule, f"groups of {group} in g_idx")
+    return perm
 
 
 def zeros_of(module: Module) -> NDArray[np.uint8]:
