@@ -14,7 +14,7 @@ from __future__ import annotations
 from pumice._core.native import get_num_threads, set_num_threads
 from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
-from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
+from pumice.errors import FormatError, FormatWarning, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
 from pumice.exporting import export
 from pumice.layouts import (
@@ -46,6 +46,7 @@ __all__ = [
     "CompactArray",
     "DenseArray",
     "FormatError",
+    "FormatWarning",
     "NMArray",
     "NonFiniteError",
     "PermutedArray",
