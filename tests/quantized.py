@@ -9,12 +9,17 @@ from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 import pumice as pm
+from tests.fuzz.mutations import joined, split
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json")
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "U8": np.uint8, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+}  # fmt: skip
 Tensors: TypeAlias = dict[str, Any]
 Change: TypeAlias = Callable[[Tensors, dict[str, Any]], None]
 
@@ -36,15 +41,34 @@ def copied(golden: str, target: Path, change: Change) -> Path:
     source = GOLDEN / golden
     place = next((source / name for name in CONFIGS if (source / name).is_file()), source / "config.json")
     table = json.loads(place.read_text()) if place.is_file() else {}
-    tensors, config = load_file(source / "model.safetensors"), table.get("quantization_config", table)
-    for name, array in tensors.items():
-        if array.dtype == np.uint16:
-            tensors[name] = array.view(ml_dtypes.bfloat16)
+    tensors, config = read_tensors(source / "model.safetensors"), table.get("quantization_config", table)
     change(tensors, config)
     target.mkdir(exist_ok=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, target / "model.safetensors")
+    (target / "model.safetensors").write_bytes(as_safetensors(tensors))
     (target / place.name).write_text(json.dumps(table))
     return target
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of a file; the safetensors package has no float8 for NumPy."""
+    header, data = split(path.read_bytes()) or ({}, b"")
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, field in header.items():
+        begin, end = field["data_offsets"]
+        tensors[name] = np.frombuffer(data[begin:end], DTYPES[field["dtype"]]).reshape(field["shape"])
+    return tensors
+
+
+def as_safetensors(tensors: Tensors) -> bytes:
+    """A file of these tensors, as another program writes it."""
+    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    header, data = {}, b""
+    for name, array in tensors.items():
+        span = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": span}
+        data += array.tobytes()
+    return joined(header, data)
 
 
 def tensor(name: str, make: Callable[[Any], Any]) -> Change:

@@ -1,6 +1,12 @@
-"""float8 beside ml_dtypes, which nobody here wrote; conformance holds the rest of its laws."""
+"""float8 beside ml_dtypes, and files of it beside transformers; conformance holds the rest of its laws.
+
+tests/golden/make_float8.py made the files with transformers 5.24 and torch.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +19,18 @@ from pumice.layouts import from_parts
 from pumice.scheme import Scheme
 from pumice.values.float8 import round_to_codes
 from pumice.values.minifloat import minifloat_values
+from tests.quantized import (
+    GOLDEN,
+    Change,
+    config_of,
+    copied,
+    expected,
+    golden_modules,
+    read_tensors,
+    tensor,
+    weights_of,
+    without,
+)
 
 E4M3 = ml_dtypes.float8_e4m3fn
 OTHERS = {
@@ -84,3 +102,92 @@ def test_scales_that_are_not_finite_are_refused_and_sparse_layouts_do_not_take_f
     for scheme in ("csr+float8", "bitmask+float8", "2:4+float8"):
         with pytest.raises(SchemeError, match="stores float32 or .*, not float8"):
             pm.compress(np.eye(4), scheme)
+
+
+# Files of others.
+
+FILE_SCHEMES = {"blocks16": "float8-g16", "blocks48": "float8-g16", "deepseek": "float8-g128", "weight_scale": "float8"}
+
+
+@pytest.mark.parametrize(("folder", "module"), list(golden_modules("float8")))
+def test_scaled_weights_are_those_that_their_writers_decode(folder: str, module: str) -> None:
+    with pm.load(GOLDEN / "float8" / folder) as m:
+        w, info = m[f"{module}.weight"], m.info(f"{module}.weight")
+        np.testing.assert_array_equal(w.to_dense(), expected("float8", folder, module), strict=True)
+        assert w.scheme == info.dtype == FILE_SCHEMES[folder]
+        assert m.verify().ok
+    stored = read_tensors(GOLDEN / "float8" / folder / "model.safetensors")
+    tensors = [array for name, array in stored.items() if name.startswith(f"{module}.")]
+    assert info.nbytes == sum(array.nbytes for array in tensors)
+    np.testing.assert_array_equal(w.codes(), stored[f"{module}.weight"].view(np.uint8))
+    assert np.asarray(w).flags.writeable  # decoded, not a view of the table
+
+
+def test_codes_are_views_of_the_file() -> None:
+    w = weights_of(GOLDEN / "float8" / "deepseek")
+    assert w.resident_nbytes == w.parts()["scale"].nbytes
+
+
+def test_blocks_that_no_scheme_has_are_decoded(tmp_path: Path) -> None:
+    scales = np.random.default_rng(0).uniform(0.1, 1, (4, 12)).astype(np.float32)
+    codes = np.random.default_rng(1).integers(0, 0x7F, (30, 90)).astype(np.uint8).view(E4M3)
+
+    def change(tensors: dict[str, Any], config: dict[str, Any]) -> None:
+        tensors.clear()
+        tensors.update({"fc.weight": codes, "fc.weight_scale_inv": scales})
+        config["weight_block_size"] = [8, 8]
+
+    with pm.load(copied("float8/blocks16", tmp_path, change)) as m:
+        assert (m.info("fc.weight").dtype, m.info("fc.weight").compact) == ("F32", False)
+        wide = np.kron(scales, np.ones((8, 8), np.float32))[:30, :90]
+        np.testing.assert_array_equal(m["fc.weight"], codes.astype(np.float32) * wide, strict=True)
+
+
+def nan(scales: Any) -> Any:
+    scales = scales.copy()
+    scales[0, 0] = np.nan
+    return scales
+
+
+BLOCKS = "float8/blocks16"
+REFUSED: list[tuple[str, Change, str]] = [
+    (
+        BLOCKS,
+        config_of(weight_block_size=[32, 16]),
+        r"fc.weight_scale_inv: expected one scale, one a row, or one a block, as weight_block_size \[32, 16\] of "
+        r"the config has it, got shape \[2, 6\] for a weight of \[32, 96\]$",
+    ),
+    (BLOCKS, config_of(weight_block_size=[0, 16]), r"weight_block_size \[0, 16\] of the config"),
+    (BLOCKS, config_of(weight_block_size="16"), "weight_block_size '16' of the config"),
+    (BLOCKS, config_of(weight_block_size=[2**62, 2**62]), "one a block, as weight_block_size"),
+    (BLOCKS, without("weight_block_size"), r"as blocks of \(128, 128\) has it, got shape"),
+    (BLOCKS, tensor("fc.weight_scale_inv", lambda s: s[:, :-1]), r"got shape \[2, 5\] for a weight of \[32, 96\]"),
+    (BLOCKS, tensor("fc.weight_scale_inv", lambda s: s[None]), r"got shape \[1, 2, 6\]"),
+    (
+        BLOCKS,
+        tensor("fc.weight_scale_inv", lambda s: s.astype(np.float64)),
+        "scales of F32, F16, BF16, F8_E8M0, got F64",
+    ),
+    (BLOCKS, tensor("fc.weight_scale_inv", nan), "fc.weight: expected finite scales, got a NaN or an infinity"),
+    (BLOCKS, tensor("fc.weight", lambda w: w[:0]), r"got F32 of shape \[2, 6\] for a weight of \[0, 96\]"),
+    (BLOCKS, config_of(weight_scale_semantics="inverse"), "scales that values are multiplied by, got inverse ones"),
+    ("float8/weight_scale", tensor("scalar.weight_scale", lambda s: s * np.inf), "finite scales"),
+]
+
+
+@pytest.mark.parametrize(("golden", "change", "message"), REFUSED, ids=[f"{i}-{r[0]}" for i, r in enumerate(REFUSED)])
+def test_scales_that_do_not_fit_are_refused(golden: str, change: Change, message: str, tmp_path: Path) -> None:
+    folder = copied(golden, tmp_path, change)
+    with pytest.raises(FormatError, match=message) as caught:
+        for name in ("fc.weight", "scalar.weight"):
+            if name in pm.load(folder):
+                weights_of(folder, name)
+    assert str(folder) in str(caught.value)
+
+
+def test_other_float8_and_more_dimensions_stay_tensors(tmp_path: Path) -> None:
+    for make in (lambda w: w.astype(ml_dtypes.float8_e5m2), lambda w: w[None]):
+        folder = copied(BLOCKS, tmp_path, tensor("fc.weight", make))
+        with pm.load(folder) as m:
+            assert isinstance(m["fc.weight"], np.ndarray)
+            assert "fc.weight_scale_inv" in m

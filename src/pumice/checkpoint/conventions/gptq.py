@@ -108,11 +108,11 @@ def _version(container: Container, tensor: str) -> str:
     labels = said(container.config, "checkpoint_format", "format") or ["gptq"]
     if container.config.get("is_marlin_format") is True:
         labels = ["marlin"]
-    if len(labels) > 1 or labels[0] not in VERSIONS:
+    if len(labels) > 1 or not isinstance(labels[0], str) or labels[0] not in VERSIONS:
         raise refusal(
             container, tensor, f"checkpoint_format {' or '.join(VERSIONS)}", as_text(labels), "export it as gptq"
         )
-    return str(labels[0])
+    return labels[0]
 
 
 def _module(container: Container, prefix: str, label: str, indexed: bool) -> Module:
