@@ -15,8 +15,8 @@ import numpy as np
 import pumice as pm
 
 SCHEMES = [
-    "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8",
-    "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8",
+    "float32", "float16", "bfloat16", "float8-g16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr",
+    "csr+int8", "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8",
     "int4-g32&csr+int8",
 ]  # fmt: skip
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -85,6 +85,8 @@ def seeds() -> list[bytes]:
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
     files.append(saved(compact | {"t": compact["int8"].T}))
     files.append(saved({"a": np.zeros((0, 3)), "b": np.array(True), "c": np.ones((2, 2), np.float16)}))
+    permuted = pm.PermutedArray(compact["int4-g16-asym"], np.arange(32)[::-1])
+    files.append(saved({"p": permuted, "q": permuted & compact["csr"]}))
     files += [(GOLDEN / folder / "model.safetensors").read_bytes() for folder in FOREIGN]
     return files
 
