@@ -31,7 +31,7 @@ from pumice.checkpoint.conventions.base import Convention, Found, modules, regis
 from pumice.checkpoint.conventions.settings import as_text, matrix, method_of, refusal, said
 from pumice.checkpoint.dtypes import widen
 from pumice.errors import FormatError, FormatWarning
-from pumice.layouts import CompactArray, PermutedArray
+from pumice.layouts import CompactArray
 from pumice.layouts.permuted import order_of_groups
 from pumice.values.base import CODECS, F32
 
@@ -205,10 +205,7 @@ def read_module(module: Module, affine: Affine) -> CompactArray | F32:
             parts["zero_point"] = CODECS[f"int{module.bits}"].pack(zeros)["packed"].view(np.int32).T
         return layouts.from_parts(str(affine.scheme), affine.shape, parts)
     codes = unpacked(words, module.bits, module.planar)[:, : module.cols]
-    array = affine.array(codes if perm is None else codes[:, perm], scales, zeros.T if affine.zeros else None)
-    if perm is None:
-        return array
-    return PermutedArray(array, perm) if isinstance(array, CompactArray) else array[:, np.argsort(perm)]
+    return affine.array(codes, scales, zeros.T if affine.zeros else None, perm)
 
 
 def _order(module: Module) -> NDArray[np.int32] | None:
