@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice._core import native
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, Codec, register
 from pumice.values.integer import SCALE_DTYPES, check_scales, stored_scales
 from pumice.values.minifloat import minifloat_values
 
+PANEL_WEIGHTS = 1 << 16  # weights that are encoded at a time, in a near cache
 LARGEST = np.float32(448)
 SMALLEST_NORMAL = np.float32(2.0**-6)
 STEPS = np.float32(2.0**9)  # below the smallest normal number values are 2^-9 apart
@@ -40,6 +42,11 @@ def round_to_codes(x: F32) -> NDArray[np.uint8]:
     return codes
 
 
+def per_weight(numbers: Array, group: int, cols: int) -> Array:
+    """(rows, groups) -> (rows, cols), or what broadcasts to it."""
+    return numbers if numbers.shape[1] == 1 else np.repeat(numbers, group, axis=1)[:, :cols]
+
+
 class Float8(Codec):
     name = "float8"
     bits = 8
@@ -52,24 +59,22 @@ class Float8(Codec):
         return {"": (np.uint8, (rows, cols)), "scale": (scale_dtypes, (rows, groups))}
 
     def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
-        lefts = range(0, max(w.shape[1], 1), self.group_of(scheme, w.shape[1]))
-        cuts = [slice(left, left + self.group_of(scheme, w.shape[1])) for left in lefts]
-        exact = np.stack([np.abs(w[:, cut]).max(axis=1, initial=0) for cut in cuts], axis=1) / LARGEST
-        scales = stored_scales(exact, scheme.group is not None, scale_dtype)
-        codes = np.zeros(w.shape, np.uint8)
-        for g, cut in enumerate(cuts):
-            scale = scales[:, g, None].astype(np.float32)
-            ratios = np.divide(w[:, cut], scale, out=np.zeros_like(w[:, cut]), where=scale != 0)
-            codes[:, cut] = round_to_codes(ratios)
+        group = self.group_of(scheme, w.shape[1])
+        low, high = native.group_range(w, group)
+        scales = stored_scales(np.maximum(-low, high) / LARGEST, scheme.group is not None, scale_dtype)
+        codes = np.empty(w.shape, np.uint8)
+        step = max(1, PANEL_WEIGHTS // max(w.shape[1], 1))
+        for top in range(0, len(w), step):
+            rows = slice(top, top + step)
+            scale = per_weight(scales[rows].astype(np.float32), group, w.shape[1])
+            live = scale != 0
+            codes[rows] = round_to_codes(np.divide(w[rows], scale, out=np.zeros_like(w[rows]), where=live))
         return {"": codes, "scale": scales}
 
     def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:
-        w: F32 = minifloat_values(4, 3, "fn")[arrays[""]]
-        group = self.group_of(scheme, cols)
-        scales = arrays["scale"].astype(np.float32)
+        w = np.take(minifloat_values(4, 3, "fn"), arrays[""])
         with np.errstate(over="ignore", under="ignore"):
-            for g in range(scales.shape[1]):
-                w[:, g * group : (g + 1) * group] *= scales[:, g, None]
+            w *= per_weight(arrays["scale"].astype(np.float32), self.group_of(scheme, cols), cols)
         return w
 
     def codes(self, arrays: Arrays, cols: int) -> Array:

@@ -98,7 +98,7 @@ class Affine:
             The order in which columns of one group stand together; then that of a `PermutedArray`.
         """
         if perm is not None:
-            stored = self.array(codes[:, perm], scales, zeros)
+            stored = self.array(np.take(codes, perm, axis=1), scales, zeros)
             return PermutedArray(stored, perm) if isinstance(stored, CompactArray) else stored[:, np.argsort(perm)]
         if not np.isfinite(scales).all():
             raise FormatError(None, None, "finite scales", "a NaN or an infinity")

@@ -25,7 +25,7 @@ from pumice.checkpoint.conventions.base import Convention, Found, modules, regis
 from pumice.checkpoint.conventions.settings import as_text, matrix, method_of, refusal, said
 from pumice.checkpoint.dtypes import widen
 from pumice.layouts import CompactArray
-from pumice.values.base import CODECS, F32
+from pumice.values.base import F32
 
 FIELDS = 8  # of a word
 OUTPUT_OF_FIELD = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -82,21 +82,21 @@ def _check_config(container: Container, tensor: str) -> None:
 
 def read_module(container: Container, prefix: str, affine: Affine) -> CompactArray | F32:
     """The weight of a module, with its own codes, scales and zeros."""
-    codes, zeros = (in_order(container.read(prefix + part)).T for part in ("qweight", "qzeros"))
+    codes, zeros = (by_output(container.read(prefix + part)) for part in ("qweight", "qzeros"))
     scales = widen(container.read(prefix + "scales"), container.entry(prefix + "scales").dtype)
     return affine.array(codes, scales.T, zeros)
 
 
-def in_order(words: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """(n, out / 8) words -> (n, out) codes.
+def by_output(words: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """(n, out / 8) words -> (out, n) codes.
 
     Examples
     --------
-    >>> in_order(np.array([[0x75316420]], np.int32))
+    >>> by_output(np.array([[0x75316420]], np.int32)).T
     array([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=uint8)
     """
-    stream = np.ascontiguousarray(words).view(np.uint8)
-    fields = CODECS["int4"].codes({"packed": stream}, FIELDS * words.shape[1]).reshape(len(words), -1, FIELDS)
-    codes = np.empty_like(fields)
-    codes[:, :, OUTPUT_OF_FIELD] = fields
-    return codes.reshape(len(words), -1)
+    columns = np.ascontiguousarray(words.T).view(np.uint32)
+    codes = np.empty((len(columns), FIELDS, len(words)), np.uint8)
+    for field, output in enumerate(OUTPUT_OF_FIELD):
+        codes[:, output] = (columns >> np.uint32(4 * field)) & np.uint32(15)
+    return codes.reshape(-1, len(words))
