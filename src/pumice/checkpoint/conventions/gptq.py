@@ -93,7 +93,7 @@ def _found(module: Module) -> Found:
     container, tensors = module.container, module.tensors
     symmetric = module.symmetric
     if symmetric is None:
-        symmetric = bool((zeros_of(module) == module.middle).all())
+        symmetric = bool((zeros_of(module)[0] == module.middle).all())
     half = container.entry(tensors["scales"]).dtype == "F16"
     affine = Affine((module.rows, module.cols), module.bits, module.group, not symmetric, half)
     info = affine.info(sum(container.entry(name).nbytes for name in tensors.values()))
@@ -176,7 +176,7 @@ def _group(container: Container, prefix: str, cols: int, groups: int, indexed: b
     if not claimed and indexed:
         sizes = [int(np.count_nonzero(container.read(prefix + "g_idx") == 0))]
     elif not claimed:
-        sizes = [cols // groups, *(1 << shift for shift in range(4, 16))]
+        sizes = [*(1 << shift for shift in range(4, 16)), cols // groups]  # those that its writers take go first
     size = next((size for size in sizes if size and -(-cols // size) == groups), None)
     if size is None:
         said_by = f"{as_text(claimed)} columns, as group_size of the config says" if claimed else "equally many columns"
@@ -189,7 +189,9 @@ def _group(container: Container, prefix: str, cols: int, groups: int, indexed: b
 
 def read_module(module: Module, affine: Affine) -> CompactArray | F32:
     """The weight of a module, with its own codes, scales and zeros."""
-    zeros = zeros_of(module)
+    zeros, doubts = zeros_of(module)
+    for doubt in doubts:
+        warnings.warn(f"{module.tensors['qzeros']}: expected {doubt}", FormatWarning, stacklevel=2)
     if not affine.zeros and (zeros != module.middle).any():
         rule = f"zeros of {module.middle}, as the config says (sym: true)"
         got = int(zeros[zeros != module.middle][0])
@@ -219,32 +221,29 @@ def _order(module: Module) -> NDArray[np.int32] | None:
     return perm
 
 
-def zeros_of(module: Module) -> NDArray[np.uint8]:
-    """The zeros (groups, out), whatever the file's version calls them.
+def zeros_of(module: Module) -> tuple[NDArray[np.uint8], list[str]]:
+    """The zeros (groups, out), whatever the file's version calls them, and what is doubtful about them.
 
     Labels of versions are wrong at times. Of weights that may be symmetric the values decide: all are 2^(bits - 1),
     stored as such or less 1.
     """
     words, bits = module.read("qzeros"), module.bits
     stored = unpacked(words, bits, module.planar)[:, : module.rows]
-    version = module.version
+    version, doubts = module.version, []
     if module.symmetric is not False and not module.planar and (stored == stored[0, 0]).all():
         version = {module.middle: 2, module.middle - 1: 1}.get(int(stored[0, 0]), version)
     if version != module.version:
-        _warn(module, f"zeros of version {module.version}, as the config says, got those of version {version}")
+        doubts = [f"zeros of version {module.version}, as the config says, got those of version {version}"]
     if version == 2:
-        return stored
+        return stored, doubts
     lost = int(np.count_nonzero(stored == 2**bits - 1))
     if lost:
-        _warn(module, f"zeros of 1 and more, since 1 less is stored, got {lost} of 0, which readers read differently")
+        doubts += [f"zeros of 1 and more, since 1 less is stored, got {lost} of 0, which readers read differently"]
     if bits == 3:  # fields cross words: its writers count in fields
-        return (stored + np.uint8(1)) & np.uint8(7)
-    ones = sum(1 << shift for shift in range(0, WORD, bits))
-    return unpacked((words.view(np.uint32) + np.uint32(ones)).view(np.int32), bits, False)[:, : module.rows]
-
-
-def _warn(module: Module, what: str) -> None:
-    warnings.warn(f"{module.tensors['qzeros']}: expected {what}", FormatWarning, stacklevel=3)
+        return (stored + np.uint8(1)) & np.uint8(7), doubts
+    ones = sum(1 << shift for shift in range(0, WORD, bits))  # its writers subtract whole words, borrows included
+    added = (words.view(np.uint32) + np.uint32(ones)).view(np.int32)
+    return unpacked(added, bits, False)[:, : module.rows], doubts
 
 
 def unpacked(words: NDArray[np.int32], bits: int, planar: bool) -> NDArray[np.uint8]:
