@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Array, Arrays, Codec, register
+from pumice.values.base import F32, Array, Arrays, Codec, Weights, register
+from pumice.values.half import KERNEL_BATCH
 from pumice.values.integer import SCALE_DTYPES, check_scales, stored_scales
 from pumice.values.minifloat import minifloat_values
 
@@ -79,6 +80,13 @@ class Float8(Codec):
 
     def codes(self, arrays: Arrays, cols: int) -> Array:
         return arrays[""].copy()
+
+    def kernel(self, batch: int, activations: str) -> str | None:
+        return "matmul_f32_half" if batch <= KERNEL_BATCH else None
+
+    def weights(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> Weights:
+        """Codes as they rest: a product makes them halves, exactly, a few rows at a time."""
+        return native.DenseFloat8(arrays[""], arrays["scale"].astype(np.float32), self.group_of(scheme, cols))
 
     def check(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> None:
         super().check(arrays, scheme, rows, cols)
