@@ -343,6 +343,18 @@ def test_what_nothing_says_is_refused(tmp_path: Path) -> None:
     assert weights_of(tmp_path).scheme == "int4-asym"
 
 
+def test_the_tensors_of_marlin_are_refused_by_their_name(tmp_path: Path) -> None:
+    change = both(
+        without("fc.qweight", "fc.qzeros", "fc.scales", "fc.g_idx"),
+        tensor("fc.B", lambda _: np.zeros((4, 64), np.int32)),
+        config_of(quant_method="gptq", checkpoint_format="marlin"),
+    )
+    with pytest.raises(
+        pm.FormatError, match="fc.B: expected checkpoint_format gptq or gptq_v2 or gptq_p, got 'marlin'"
+    ):
+        pm.load(copied(SYMMETRIC, tmp_path, change))
+
+
 def test_tensors_of_another_method_or_a_part_of_a_module_stay_what_they_are(tmp_path: Path) -> None:
     for change in (without("fc.scales"), config_of(quant_method="hqq")):
         with pm.load(copied(SYMMETRIC, tmp_path, change)) as m:

@@ -37,10 +37,11 @@ class AWQ(Convention):
     name = "awq"
 
     def find(self, container: Container, free: Collection[str]) -> Iterator[Found]:
-        method = method_of(container.config)
+        prefixes = list(modules(free, *PARTS))
+        method = method_of(container.config) if prefixes else ""
         if method not in ("awq", None):
             return
-        for prefix in modules(free, *PARTS):
+        for prefix in prefixes:
             weight, scales = (container.entry(prefix + part).shape for part in ("qweight", "scales"))
             if method == "awq" or (len(weight) == len(scales) == 2 and FIELDS * weight[1] == scales[1]):
                 yield _found(container, prefix)

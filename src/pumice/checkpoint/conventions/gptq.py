@@ -78,14 +78,17 @@ class GPTQ(Convention):
     name = "gptq"
 
     def find(self, container: Container, free: Collection[str]) -> Iterator[Found]:
-        method = method_of(container.config)
-        if method not in ("gptq", None) or not free:
+        marlin = min((name for name in free if name.endswith(".B")), default=None)
+        prefixes = list(modules(free, "qweight", "qzeros", "scales"))
+        method = method_of(container.config) if prefixes or marlin else ""
+        if method == "gptq" and marlin:
+            _version(container, marlin)  # which refuses it, by its name
+        if method not in ("gptq", None):
             return
-        version = _version(container, min(free)) if method == "gptq" else None
-        for prefix in modules(free, "qweight", "qzeros", "scales"):
+        for prefix in prefixes:
             weight, scales = (container.entry(prefix + part).shape for part in ("qweight", "scales"))
             if method == "gptq" or (len(weight) == len(scales) == 2 and weight[1] == scales[1]):
-                label = _version(container, prefix + "qweight") if version is None else version
+                label = _version(container, prefix + "qweight")
                 yield _found(_module(container, prefix, label, prefix + "g_idx" in free))
 
 
