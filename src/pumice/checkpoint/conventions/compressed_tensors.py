@@ -206,7 +206,7 @@ class _Module:
         return shape
 
     def _check_order(self, shape: tuple[int, ...]) -> None:
-        """weight_g_idx, the group of each column, is of packed matrices, before version 0.21."""
+        """weight_g_idx, the group of each column, is of packed matrices."""
         if not self._has("weight_g_idx"):
             return
         entry = self.container.entry(self.name + "_g_idx")
