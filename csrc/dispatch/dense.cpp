@@ -139,7 +139,9 @@ Status matmul_dense_float8(const DenseFloat8& w, const Operands& io) noexcept {
       const int64_t count = std::min(kFloat8Rows, range.end - from);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t begin = g * w.group, width = std::min(w.group, w.cols - begin);
-        for (int64_t n = 0; n < count; ++n) formats::halve_float8(w.codes + (from + n) * w.cols + begin, width, bits + n * width);
+        for (int64_t n = 0; n < count; ++n) {
+          formats::halve_float8(w.codes + (from + n) * w.cols + begin, width, bits + n * width);
+        }
         kernel.matmul_f32_half({bits, count, width, false}, 0, count, x + begin * io.batch, io.batch, sums, count);
         scale_rows(sums, io.batch, count, w.scales + from * groups + g, groups, g == 0, io.y + from, w.rows);
       }
