@@ -135,6 +135,18 @@ def test_half_products(bfloat16: bool, guarded: Guarded, isa: str) -> None:
             np.testing.assert_allclose(y, x @ w.to_dense().T + 1, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scheme", ["float8", "float8-g16", "float8-g128"])
+def test_float8_products(scheme: str, guarded: Guarded, isa: str) -> None:
+    for rows, cols in SHAPES:
+        w = pm.compress(random((rows, cols)), scheme)
+        codes, scales = (guarded(part) for part in (w.codes(), w.parts()["scale"].astype(np.float32)))
+        view = native.DenseFloat8(codes, scales, w._codec.group_of(w._scheme, cols))
+        for batch in BATCHES:
+            y, x = guarded(np.empty((batch, rows), np.float32)), random((batch, cols))
+            view.matmul(guarded(x), y, guarded(np.ones(rows, np.float32)), "int16")
+            np.testing.assert_allclose(y, x @ w.to_dense().T + 1, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("scheme", ["csr", "csr+float16", "csr+bfloat16", "csr+int8", "csr+int4"])
 @pytest.mark.parametrize("wide", [False, True], ids=["uint16 indices", "uint32 indices"])
 def test_compressed_rows(scheme: str, wide: bool, guarded: Guarded, isa: str) -> None:

@@ -6,6 +6,7 @@
 
 #include "algorithms/compensation.hpp"
 #include "formats/bitmask.hpp"
+#include "formats/float8.hpp"
 #include "formats/halves.hpp"
 #include "formats/compressed.hpp"
 #include "formats/bsr.hpp"
@@ -38,6 +39,7 @@ void decode_halves(const uint16_t* bits, bool bfloat16, int64_t count, float* va
 
 Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode) noexcept;
 Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept;
+Status matmul_dense_float8(const DenseFloat8& w, const Operands& io) noexcept;
 // Bitmasks: see formats/bitmask.hpp.
 void find_places(const void* values, Values type, int64_t rows, int64_t cols, int kept, int of, uint8_t* bitmask,
                  int64_t* counts) noexcept;

@@ -11,6 +11,7 @@ namespace pumice::api {
 namespace {
 
 constexpr int64_t kHugePage = 2 << 20;       // bytes, on x86-64 and arm64 as they are mostly set up
+constexpr int64_t kFloat8Rows = 32;          // as halves in scratch at a time: 256 KiB with 4096 columns
 constexpr int64_t kEncodeBytesPerCode = 40;  // of parallel_for's cost: encoding computes longer than it reads
 
 // Canonical codes are transposed into scratch, so that both forms meet the same kernel and give the same bits.
@@ -28,6 +29,25 @@ struct DenseSource {
     return false;
   }
 };
+
+// x by groups: x[begin of a group * batch] is that of the group, (batch, columns of the group).
+void by_groups(const float* x, int64_t batch, int64_t cols, int64_t group, float* out) noexcept {
+  for (int64_t begin = 0; begin < cols; begin += group) {
+    const int64_t width = std::min(group, cols - begin);
+    for (int64_t m = 0; m < batch; ++m) out = std::copy_n(x + m * cols + begin, width, out);
+  }
+}
+
+// y[m][n] (+)= sums[m][n] * scale of row n.
+void scale_rows(const float* sums, int64_t batch, int64_t rows, const float* scales, int64_t groups, bool first, float* y,
+                int64_t y_stride) noexcept {
+  for (int64_t m = 0; m < batch; ++m) {
+    for (int64_t n = 0; n < rows; ++n) {
+      const float sum = sums[m * rows + n] * formats::kFloat8Unit * scales[n * groups];
+      y[m * y_stride + n] = first ? sum : y[m * y_stride + n] + sum;
+    }
+  }
+}
 
 }  // namespace
 
@@ -94,6 +114,41 @@ Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept {
     finish_rows(io, w.rows, nullptr, 0, io.batch, range);
   });
   return Status::kOk;
+}
+
+// Codes become halves a few rows and a group at a time, in scratch that stays in a near cache.
+Status matmul_dense_float8(const DenseFloat8& w, const Operands& io) noexcept {
+  if (w.rows == 0 || io.batch == 0) return Status::kOk;
+  const KernelTable& kernel = kernels();
+  const int64_t groups = std::max<int64_t>(1, ceil_div(w.cols, w.group)), widest = std::min(w.group, w.cols);
+  Workspace grouped(groups > 1 ? io.batch * w.cols * 4 : 0);
+  std::atomic<bool> no_memory{!grouped.get()};
+  if (no_memory) return Status::kNoMemory;
+  const float* x = groups > 1 ? reinterpret_cast<float*>(grouped.get()) : io.x;
+  if (groups > 1) by_groups(io.x, io.batch, w.cols, w.group, reinterpret_cast<float*>(grouped.get()));
+  on_pool(w.rows, 1, w.rows * w.cols * 2 * std::max<int64_t>(1, io.batch / 4), [&](Range range) {
+    Carver measure(nullptr);
+    measure.take<uint16_t>(kFloat8Rows * widest);
+    measure.take<float>(io.batch * kFloat8Rows);
+    Workspace scratch(measure.used());
+    if (!scratch.get()) return no_memory.store(true);
+    Carver carver(scratch.get());
+    uint16_t* bits = carver.take<uint16_t>(kFloat8Rows * widest);
+    float* sums = carver.take<float>(io.batch * kFloat8Rows);
+    for (int64_t from = range.begin; from < range.end; from += kFloat8Rows) {
+      const int64_t count = std::min(kFloat8Rows, range.end - from);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t begin = g * w.group, width = std::min(w.group, w.cols - begin);
+        for (int64_t n = 0; n < count; ++n) {
+          formats::halve_float8(w.codes + (from + n) * w.cols + begin, width, bits + n * width);
+        }
+        kernel.matmul_f32_half({bits, count, width, false}, 0, count, x + begin * io.batch, io.batch, sums, count);
+        scale_rows(sums, io.batch, count, w.scales + from * groups + g, groups, g == 0, io.y + from, w.rows);
+      }
+    }
+    finish_rows(io, w.rows, nullptr, 0, io.batch, range);
+  });
+  return no_memory ? Status::kNoMemory : Status::kOk;
 }
 
 }  // namespace pumice::api

@@ -229,6 +229,37 @@ void dense_halves() {
   }
 }
 
+void dense_float8() {
+  Random random(8);
+  for (int64_t cols : {1, 7, 16, 33, 64, 130, 300}) {
+    for (int64_t group : {int64_t{16}, int64_t{128}, cols}) {
+      constexpr int64_t kRows = 35;
+      const int64_t groups = (cols + group - 1) / group;
+      auto codes = filled<uint8_t>(kRows * cols);
+      for (uint8_t& code : codes) code = static_cast<uint8_t>(random.below(2) << 7 | random.below(127));
+      auto scales = filled<float>(kRows * groups);
+      for (float& scale : scales) scale = random.value();
+      const auto bias = some_bias(random, kRows);
+      const auto x = activations(random, kMostRows, cols, false);
+      const DenseFloat8 w{codes.data(), scales.data(), kRows, cols, group};
+      const auto weight = [&](int64_t r, int64_t k) {
+        const int code = codes[r * cols + k], exponent = code >> 3 & 15, mantissa = code & 7;
+        const double size = exponent ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+        return (code >> 7 ? -size : size) * scales[r * groups + k / group];
+      };
+      bounded_everywhere(
+          "float8" + text("cols", cols) + text("group", group), kRows, cols, groups, x, bias.data(), 1, weight,
+          [&](int64_t r, int64_t k) { return std::fabs(weight(r, k)); },
+          [&](float* out, int64_t batch, int) { return api::matmul_dense_float8(w, {x.data(), out, bias.data(), batch}); });
+    }
+  }
+  const uint8_t nan = 0xff;
+  const float one = 1;
+  float y = 0;
+  api::matmul_dense_float8({&nan, &one, 1, 1, 1}, {&one, &y, nullptr, 1});
+  if (!std::isnan(y)) fail("float8: 0xff is not NaN");
+}
+
 // The dense int8 weights of the same codes, which must give the same bits.
 template <int kBits>
 Dense dense_of(Random& random, const Sparse<int8_t, kBits>& w) {
@@ -543,6 +574,7 @@ int main(int argc, char** argv) {
   dense_ints();
   large_batches();
   dense_halves();
+  dense_float8();
   block_sparse();
   bitmasks();
   compressed_rows();

@@ -14,10 +14,20 @@ from __future__ import annotations
 from pumice._core.native import get_num_threads, set_num_threads
 from pumice.checkpoint import load, save, verify
 from pumice.conversion import convert
-from pumice.errors import FormatError, NonFiniteError, PumiceError, RecipeError, SchemeError
+from pumice.errors import FormatError, FormatWarning, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
 from pumice.exporting import export
-from pumice.layouts import BitmaskArray, BSRArray, CompactArray, CSRArray, DenseArray, NMArray, SumArray, from_parts
+from pumice.layouts import (
+    BitmaskArray,
+    BSRArray,
+    CompactArray,
+    CSRArray,
+    DenseArray,
+    NMArray,
+    PermutedArray,
+    SumArray,
+    from_parts,
+)
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
 from pumice.pruning import Masks, cubic_sparsity, prune, sparsify
@@ -40,8 +50,10 @@ __all__ = [
     "FormatError",
     "Masks",
     "Moments",
+    "FormatWarning",
     "NMArray",
     "NonFiniteError",
+    "PermutedArray",
     "PumiceError",
     "Recipe",
     "RecipeError",

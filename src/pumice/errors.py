@@ -59,3 +59,7 @@ class FormatError(PumiceError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FormatError, (self.path, self.tensor, self.rule, self.got, self.hint)
+
+
+class FormatWarning(UserWarning):
+    """A file that contradicts itself, or that other readers read differently; it says how it was read."""

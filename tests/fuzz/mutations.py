@@ -20,14 +20,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gguf_bytes import model as gguf_model
 
 SCHEMES = [
-    "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8",
-    "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8",
+    "float32", "float16", "bfloat16", "float8-g16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr",
+    "csr+int8", "csr+int4", "csr+bfloat16", "bsr-4x4", "bsr-3x5+int8", "bitmask", "bitmask+int4-g16", "2:4+int8",
     "int4-g32&csr+int8",
 ]  # fmt: skip
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOREIGN = [
-    "pack-4-group-asym", "pack-4-stack", "pack-8-channel", "pack-7-channel-asym", "int-group-asym", "float-channel",
-    "sparse-float32", "sparse-int-asym", "sparse-24-int",
+    "compressed_tensors/pack-4-group-asym", "compressed_tensors/pack-4-stack", "compressed_tensors/pack-8-channel",
+    "compressed_tensors/pack-7-channel-asym", "compressed_tensors/int-group-asym", "compressed_tensors/float-channel",
+    "compressed_tensors/sparse-float32", "compressed_tensors/sparse-int-asym", "compressed_tensors/sparse-24-int",
+    "gptq/autogptq-4bit", "gptq/planes-3bit", "gptq/v1-2bit", "awq/autoawq", "float8/blocks16",
 ]  # fmt: skip
 NUMBERS = [
     0,
@@ -88,7 +90,9 @@ def seeds() -> list[bytes]:
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
     files.append(saved(compact | {"t": compact["int8"].T}))
     files.append(saved({"a": np.zeros((0, 3)), "b": np.array(True), "c": np.ones((2, 2), np.float16)}))
-    files += [(GOLDEN / "compressed_tensors" / name / "model.safetensors").read_bytes() for name in FOREIGN]
+    permuted = pm.PermutedArray(compact["int4-g16-asym"], np.arange(32)[::-1])
+    files.append(saved({"p": permuted, "q": permuted & compact["csr"]}))
+    files += [(GOLDEN / folder / "model.safetensors").read_bytes() for folder in FOREIGN]
     files += [gguf_model()] * 3  # as often as others: nearly all of its bytes are its header
     return files
 

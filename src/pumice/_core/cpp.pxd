@@ -59,6 +59,13 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t cols
         bint bfloat16
 
+    cdef struct DenseFloat8:
+        const uint8_t* codes
+        const float* scales
+        int64_t rows
+        int64_t cols
+        int64_t group
+
     cdef struct BlockSparse:
         const int64_t* indptr
         const void* indices
@@ -169,6 +176,7 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     void decode_halves(const uint16_t* bits, bint bfloat16, int64_t count, float* values)
     Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
     Status matmul_dense_half(const DenseHalf& w, const Operands& io)
+    Status matmul_dense_float8(const DenseFloat8& w, const Operands& io)
     void find_places(const void* values, Values type, int64_t rows, int64_t cols, int kept, int of, uint8_t* bitmask,
                      int64_t* counts)
     void count_places(const uint8_t* bitmask, int64_t rows, int64_t cols, int kept, int of, int64_t* counts)

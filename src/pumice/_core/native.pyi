@@ -89,6 +89,11 @@ class DenseHalf(Weights):
 
     def __init__(self, bits: NDArray[np.uint16], bfloat16: bool) -> None: ...
 
+class DenseFloat8(Weights):
+    """E4M3 codes (rows, cols), with scales (rows, groups); `group` columns share one."""
+
+    def __init__(self, codes: U8, scales: F32, group: int) -> None: ...
+
 class BlockSparse(Weights):
     """`data` is (blocks, R, C) of float32, float16, bfloat16 (patterns) or int8, or (blocks, R * C / 2) bytes of int4.
     Integers have `scales` (rows,).

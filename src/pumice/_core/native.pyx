@@ -355,6 +355,26 @@ cdef class DenseHalf(Weights):
         return cpp.matmul_dense_half(self.w, io)
 
 
+cdef class DenseFloat8(Weights):
+    cdef cpp.DenseFloat8 w
+    cdef const uint8_t[:, ::1] codes
+    cdef const float[:, ::1] scales
+
+    def __init__(self, const uint8_t[:, ::1] codes not None, const float[:, ::1] scales not None, int64_t group):
+        if group < 1:
+            raise ValueError(f"group: expected at least 1, got {group}")
+        self.codes, self.scales = codes, scales
+        self.rows, self.cols = codes.shape[0], codes.shape[1]
+        expected = (self.rows, max(1, -(-self.cols // group)))
+        if (scales.shape[0], scales.shape[1]) != expected:
+            raise ValueError(f"scales: expected shape {expected}, got {(scales.shape[0], scales.shape[1])}")
+        self.w.codes, self.w.scales = &codes[0, 0], &scales[0, 0]
+        self.w.rows, self.w.cols, self.w.group = self.rows, self.cols, group
+
+    cdef cpp.Status run(self, const cpp.Operands& io, cpp.Activations mode) noexcept nogil:
+        return cpp.matmul_dense_float8(self.w, io)
+
+
 include "stored.pxi"
 
 

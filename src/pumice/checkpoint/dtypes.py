@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pumice.values.minifloat import minifloat_values
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,6 @@ def _table() -> dict[str, Dtype]:
         "U64": "<u8", "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
     }  # fmt: skip
     table = {name: Dtype(name, 8 * np.dtype(code).itemsize, np.dtype(code)) for name, code in whole.items()}
-    # Special values: OCP "fn" has no infinity and one NaN pattern a sign; "fnuz" has no -0, whose
-    # pattern is the only NaN, and a bias one higher (arXiv 2209.05433, 2206.02915; OCP MX 1.0 for E8M0).
     minifloats = {
         "F8_E5M2": (5, 2, "ieee"), "F8_E4M3": (4, 3, "fn"), "F8_E8M0": (8, 0, "scale"),
         "F8_E4M3FNUZ": (4, 3, "fnuz"), "F8_E5M2FNUZ": (5, 2, "fnuz"),
@@ -71,39 +70,12 @@ def widen(stored: NDArray[Any], name: str) -> NDArray[Any]:
     >>> widen(np.array([0x3FC0], np.uint16), "BF16")
     array([1.5], dtype=float32)
     """
-    if DTYPES[name].minifloat is not None:
-        values: NDArray[Any] = _minifloat_values(name)[stored]
+    minifloat = DTYPES[name].minifloat
+    if minifloat is not None:
+        values: NDArray[Any] = minifloat_values(*minifloat)[stored]
         return values
     if name == "BF16":
         wide = stored.astype(np.uint32)
         wide <<= np.uint32(16)
         return wide.view(np.float32)
     return stored
-
-
-@lru_cache
-def _minifloat_values(name: str) -> NDArray[np.float32]:
-    """The values of all 256 codes."""
-    kind = DTYPES[name].minifloat
-    assert kind is not None
-    exponent_bits, mantissa_bits, special = kind
-    codes = np.arange(256)
-    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
-    mantissa = codes & ((1 << mantissa_bits) - 1)
-    if special == "scale":  # powers of two only: no sign, no zero, no subnormals
-        values = np.ldexp(1.0, exponent - 127)
-        values[255] = np.nan
-        return np.asarray(values, np.float32)
-    bias = (1 << (exponent_bits - 1)) - (0 if special == "fnuz" else 1)
-    step = np.ldexp(1.0, -mantissa_bits)
-    normal = np.ldexp(1.0 + mantissa * step, exponent - bias)
-    values = np.where(exponent == 0, np.ldexp(mantissa * step, 1 - bias), normal)
-    top = exponent == (1 << exponent_bits) - 1
-    if special == "ieee":
-        values[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
-    elif special == "fn":
-        values[codes & 0x7F == 0x7F] = np.nan
-    values = np.where(codes >= 128, -values, values)
-    if special == "fnuz":
-        values[0x80] = np.nan
-    return np.asarray(values, np.float32)

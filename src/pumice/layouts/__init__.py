@@ -9,6 +9,7 @@ from pumice.layouts.bsr import BSRArray
 from pumice.layouts.csr import CSRArray
 from pumice.layouts.dense import DenseArray
 from pumice.layouts.nm import NMArray
+from pumice.layouts.permuted import PermutedArray
 from pumice.layouts.registry import LAYOUTS, from_parts, register
 from pumice.layouts.sums import SumArray
 
@@ -20,6 +21,7 @@ __all__ = [
     "CompactArray",
     "DenseArray",
     "NMArray",
+    "PermutedArray",
     "SumArray",
     "Transposed",
     "from_parts",

@@ -11,7 +11,7 @@ import numpy as np
 
 from pumice.layouts.indexing import bounds, take_ids
 from pumice.layouts.operands import FLOAT32, apart, as_array, as_bias, as_matrix, check_out
-from pumice.layouts.registry import LAYOUTS, from_parts
+from pumice.layouts.registry import LAYOUTS, build, from_parts
 from pumice.layouts.work import Work
 from pumice.options import Options, current
 from pumice.scheme import SUM, LayoutGrammar, Scheme
@@ -362,7 +362,7 @@ class Transposed(CompactArray):
 
     @classmethod
     def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> CompactArray:
-        return LAYOUTS[scheme.layout].from_parts(scheme, shape[::-1], parts).T
+        return build(scheme, shape[::-1], parts).T
 
     def parts(self) -> Arrays:
         return self._base.parts()

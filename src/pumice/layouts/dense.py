@@ -11,6 +11,7 @@ import numpy as np
 from pumice.layouts.base import CompactArray
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
+from pumice.layouts.permuted import PermutedArray
 from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
@@ -86,7 +87,8 @@ class DenseArray(CompactArray):
         bits: int,
         group: int | None = None,
         shape: tuple[int, ...] | None = None,
-    ) -> Self:
+        perm: Any = None,
+    ) -> CompactArray:
         """Weights that somebody else quantized: ``w = scale * (code - zero)``, or ``scale * code + minimum``.
 
         Parameters
@@ -107,11 +109,14 @@ class DenseArray(CompactArray):
             as the largest power of two that divides it, with repeated scales.
         shape : tuple of int, optional
             Logical shape of a weight with more than two dimensions.
+        perm : (cols,) integers, optional
+            The order of the columns of `codes`, if it is not that of the weight: column j of the codes is column
+            ``perm[j]`` ("act-order"; ``argsort(g_idx, kind="stable")`` of GPTQ). Then the result is a `PermutedArray`.
 
         Raises
         ------
         ValueError
-            Shapes that disagree, codes and zeros out of range, or zeros and minima together.
+            Shapes that disagree, codes and zeros out of range, zeros and minima together, or no permutation.
 
         Examples
         --------
@@ -155,7 +160,8 @@ class DenseArray(CompactArray):
         shape = (rows, cols) if shape is None else tuple(shape)
         if len(shape) < 2 or matrix_shape(shape) != (rows, cols):
             raise ValueError(f"shape: expected one of ({rows}, ...) with {cols} columns, got {shape}")
-        return cls(scheme, shape, arrays)
+        array = cls(scheme, shape, arrays)
+        return array if perm is None else PermutedArray(array, perm)
 
     @classmethod
     def stack(cls, arrays: Sequence[CompactArray], shape: tuple[int, ...]) -> Self:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 LAYOUTS: dict[str, type[CompactArray]] = {}
 
+WRAPPERS: dict[str, type[CompactArray]] = {}
+"""Name of a part that any array may have beside those of its scheme -> what the array then is."""
+
 
 def register(cls: type[CompactArray]) -> type[CompactArray]:
     """Make a layout known under its name, to the grammar and to `from_parts`; a class decorator."""
@@ -60,4 +63,12 @@ def from_parts(scheme: str | Scheme, shape: tuple[int, ...], parts: Mapping[str,
     stored = parts.get("shape")
     if stored is not None and (stored.dtype != np.int64 or tuple(stored.reshape(-1).tolist()) != shape):
         raise FormatError(None, "shape", f"int64 {list(shape)}", f"{stored.dtype} {stored.tolist()}")
-    return LAYOUTS[parsed.layout].from_parts(parsed, shape, parts)
+    return build(parsed, shape, parts)
+
+
+def build(scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> CompactArray:
+    """`from_parts` for a scheme and a shape that are known to be legal."""
+    wrapper = next((WRAPPERS[name] for name in parts if name in WRAPPERS), None)
+    if wrapper is not None and not scheme.terms:  # of a sum, each term has its own
+        return wrapper.from_parts(scheme, shape, parts)
+    return LAYOUTS[scheme.layout].from_parts(scheme, shape, parts)

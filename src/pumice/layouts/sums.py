@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pumice.errors import FormatError, SchemeError
 from pumice.layouts.base import CompactArray, Transposed
-from pumice.layouts.registry import LAYOUTS
+from pumice.layouts.registry import LAYOUTS, build
 from pumice.layouts.work import Work
 from pumice.options import Options
 from pumice.scheme import SUM, LayoutGrammar, Scheme
@@ -88,10 +88,7 @@ class SumArray(CompactArray):
         stored = theirs.get("shape")
         if stored is not None and (stored.dtype != np.int64 or tuple(stored.reshape(-1).tolist()) != shape):
             raise FormatError(None, SECOND + "shape", f"int64 {list(shape)}", f"{stored.dtype} {stored.tolist()}")
-        return cls(
-            LAYOUTS[first.layout].from_parts(first, shape, ours),
-            LAYOUTS[second.layout].from_parts(second, shape, theirs),
-        )
+        return cls(build(first, shape, ours), build(second, shape, theirs))
 
     @classmethod
     def stack(cls, arrays: Sequence[CompactArray], shape: tuple[int, ...]) -> Self:
@@ -130,10 +127,10 @@ class SumArray(CompactArray):
         return self.first.blocks(ours, shape) | {SECOND + name: block for name, block in blocks.items()}
 
     def decode_rows(self, start: int, stop: int) -> F32:
-        return self.first.decode_rows(start, stop) + self.second.decode_rows(start, stop)
+        return _added(self.first.decode_rows(start, stop), self.second.decode_rows(start, stop))
 
     def take(self, ids: Any) -> F32:
-        return self.first.take(ids) + self.second.take(ids)
+        return _added(self.first.take(ids), self.second.take(ids))
 
     def _slice(self, rows: slice, cols: slice) -> Self:
         return type(self)(self.first._slice(rows, cols), self.second._slice(rows, cols))
@@ -147,8 +144,7 @@ class SumArray(CompactArray):
         """x @ first.T + bias, plus x @ second.T: float32 (..., rows)."""
         more = self.second.linear(x, None, activations)  # before `out` is written, which may be x
         y = self.first.linear(x, bias, activations, out)
-        y += more
-        return y
+        return _added(y, more)
 
     def _fused(self, x: F32, y: F32, bias: F32 | None, options: Options, activations: str) -> None:
         raise NotImplementedError  # pragma: no cover - `linear` asks the terms
@@ -175,6 +171,13 @@ class SumArray(CompactArray):
     def nnz(self) -> int:
         """Stored values of both."""
         return self.first.nnz + self.second.nnz
+
+
+def _added(total: F32, more: F32) -> F32:
+    """`total`, to which `more` is added in place."""
+    with np.errstate(all="ignore"):  # as our kernels: NaN and infinity are results, not events
+        total += more
+    return total
 
 
 LAYOUTS[SUM] = SumArray  # not in the grammar: a sum is written by its terms

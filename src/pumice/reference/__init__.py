@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.reference import bitmask, compressed, floats, integers, sums  # noqa: F401 - they fill the tables
+from pumice.reference import bitmask, compressed, float8, floats, integers, sums  # noqa: F401 - they fill the tables
 from pumice.reference.base import F32, LAYOUTS, VALUES, Definition, Integers, Parts
+from pumice.reference.permutation import decode_in_order
 from pumice.reference.products import product
 from pumice.scheme import Scheme
 
@@ -43,7 +44,7 @@ def encode(w: F32, scheme: Scheme) -> Parts:
 
 def decode(parts: Parts, scheme: Scheme, shape: tuple[int, ...]) -> F32:
     """The weight that the parts mean: float32 of `shape`."""
-    return LAYOUTS[scheme.layout].decode(parts, scheme, *_matrix(shape)).reshape(shape)
+    return decode_in_order(parts, scheme, *_matrix(shape)).reshape(shape)
 
 
 def linear(

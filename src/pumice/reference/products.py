@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.reference.base import F32, LAYOUTS, Integers, Parts
+from pumice.reference.permutation import PERM, without_order
 from pumice.reference.sums import terms_of
 from pumice.scheme import Scheme
 
@@ -76,6 +77,8 @@ def product(
         y = product(x, ours, first, rows, cols, bias, activations)
         y = y + product(x, theirs, second, rows, cols, None, activations)
         return y
+    if PERM in parts:  # blocks of x are blocks of permuted columns
+        x, parts = x[:, parts[PERM]], without_order(parts)
     definition = LAYOUTS[scheme.layout]
     weights = definition.integers(parts, scheme, rows, cols)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

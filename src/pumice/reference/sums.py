@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.reference.base import F32, LAYOUTS, Definition, Parts
+from pumice.reference.permutation import decode_in_order
 from pumice.scheme import Scheme
 
 SECOND = "and_"
@@ -51,7 +52,7 @@ def encode(w: F32, scheme: Scheme) -> Parts:
 
 
 def decode(parts: Parts, scheme: Scheme, rows: int, cols: int) -> F32:
-    first, second = (LAYOUTS[s.layout].decode(p, s, rows, cols) for s, p in terms_of(parts, scheme))
+    first, second = (decode_in_order(p, s, rows, cols) for s, p in terms_of(parts, scheme))
     return first + second
 
 

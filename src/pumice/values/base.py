@@ -87,6 +87,19 @@ class Codec(ABC):
             raise IndexError(f"index: expected rows only, {scheme} cannot be cut by columns")
         return {"": np.ascontiguousarray(arrays[""][:, start:stop])}
 
+    def group_of(self, scheme: Scheme, cols: int) -> int:
+        """Columns that share a scale."""
+        return max(cols, 1) if scheme.group is None else scheme.group
+
+    def groups_between(self, scheme: Scheme, cols: int, start: int, stop: int) -> tuple[int, int]:
+        """First and last + 1 of the groups that columns [start, stop) are; IndexError for one that is cut through."""
+        group = self.group_of(scheme, cols)
+        if scheme.group is None:
+            return 0, 1
+        if start % group or (stop % group and stop != cols):
+            raise IndexError(f"index: expected columns at multiples of the group, {group}, got {start}:{stop}")
+        return start // group, max(-(-stop // group), start // group + 1)
+
     def check(self, arrays: Arrays, scheme: Scheme, rows: int, cols: int) -> None:
         """Raise FormatError unless the arrays have the dtypes and shapes of `form` and hold legal values."""
         form = self.form(scheme, rows, cols)

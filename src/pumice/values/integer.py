@@ -72,9 +72,6 @@ class Integer(Codec):
         self.name = f"int{bits}"  # type: ignore[misc]
         self.sparse_dtype = np.int8 if bits in SPARSE_BITS else None  # type: ignore[misc]
 
-    def group_of(self, scheme: Scheme, cols: int) -> int:
-        return max(cols, 1) if scheme.group is None else scheme.group
-
     def form(self, scheme: Scheme, rows: int, cols: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
         groups = max(1, -(-cols // self.group_of(scheme, cols)))
         form: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -212,11 +209,8 @@ class Integer(Codec):
             raise FormatError(None, "zero_point", f"values up to {top}", int(arrays["zero_point"].max()))
 
     def columns(self, arrays: Arrays, scheme: Scheme, cols: int, start: int, stop: int) -> Arrays:
-        group = self.group_of(scheme, cols)
-        if scheme.group is not None and (start % group or (stop % group and stop != cols)):
-            raise IndexError(f"index: expected columns at multiples of the group, {group}, got {start}:{stop}")
+        first, last = self.groups_between(scheme, cols, start, stop)
         cut = native.unpack_codes(np.ascontiguousarray(arrays["packed"]), self.bits, cols)[:, start:stop]
-        first, last = (start // group, max(-(-stop // group), start // group + 1)) if scheme.group else (0, 1)
         per_group = {k: np.ascontiguousarray(a[:, first:last]) for k, a in arrays.items() if k != "packed"}
         return {"packed": native.pack_codes(np.ascontiguousarray(cut), self.bits)} | per_group
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pumice.checkpoint.base import TensorInfo
 from pumice.errors import FormatError
-from pumice.layouts import DenseArray
+from pumice.layouts import CompactArray, DenseArray, PermutedArray
 from pumice.scheme import MIN_GROUP, Scheme
 from pumice.values.base import CODECS, F32, Array
 
@@ -84,7 +84,9 @@ class Affine:
         parts = {"packed": "I32", "scale": scale} | ({"zero_point": "I32"} if self.zeros else {}) | {"shape": "I64"}
         return TensorInfo(self.shape, str(self.scheme), nbytes, parts)
 
-    def array(self, codes: NDArray[np.uint8], scales: Array, zeros: Array | None) -> DenseArray | F32:
+    def array(
+        self, codes: NDArray[np.uint8], scales: Array, zeros: Array | None, perm: NDArray[np.int32] | None = None
+    ) -> CompactArray | F32:
         """The weight.
 
         Parameters
@@ -92,7 +94,12 @@ class Affine:
         codes : (rows, cols) uint8
         scales : (rows, groups) float16 or float32
         zeros : (rows, groups) uint8, or None
+        perm : (cols,) int32, optional
+            The order in which columns of one group stand together; then that of a `PermutedArray`.
         """
+        if perm is not None:
+            stored = self.array(np.take(codes, perm, axis=1), scales, zeros)
+            return PermutedArray(stored, perm) if isinstance(stored, CompactArray) else stored[:, np.argsort(perm)]
         if not np.isfinite(scales).all():
             raise FormatError(None, None, "finite scales", "a NaN or an infinity")
         if self.scheme is None:

@@ -30,9 +30,11 @@ from pumice.checkpoint.container import Container
 from pumice.checkpoint.conventions.affine import Affine
 from pumice.checkpoint.conventions.base import Convention, Found, modules, register
 from pumice.checkpoint.conventions.ct_settings import Config, Grid, Settings, choose, grid_of, read_config
+from pumice.checkpoint.conventions.scaled import Scaled
 from pumice.checkpoint.dtypes import DTYPES, widen
 from pumice.errors import FormatError
 from pumice.layouts import CompactArray
+from pumice.layouts.permuted import order_of_groups
 from pumice.values.base import F32, Array
 
 SCALES = ("F32", "F16", "BF16")
@@ -93,8 +95,8 @@ class _Module:
         if packed.dtype != "I32":
             kind = "nvfp4" if self._has("weight_global_scale") else "mxfp4"
             raise self._error("weight_packed", "integers packed in I32", f"{packed.dtype}: {kind}-pack-quantized")
-        self._refuse_order()
         shape = self._shape()
+        self._check_order(shape)
         if len(packed.shape) != len(shape) or packed.shape[:-1] != shape[:-1]:
             rule = f"the rows of weight_shape {shape}"
             raise self._error("weight_packed", rule, f"shape {packed.shape}")
@@ -103,7 +105,7 @@ class _Module:
 
     def bytewise(self) -> Found:
         entry = self.container.entry(self.name)
-        self._refuse_order()
+        self._check_order(())
         if len(entry.shape) != 2 or not all(entry.shape):
             raise self._error("weight", "a matrix that is not empty", f"shape {entry.shape}")
         if entry.dtype == "I8":
@@ -111,6 +113,9 @@ class _Module:
             return self._found(plan, self._read_bytes, "weight")
         grid = self._chosen(lambda settings: self._grid(settings, entry.shape), ((8,),))
         tensors = self._tensors("weight")
+        if entry.dtype == "F8_E4M3":
+            scaled = Scaled((entry.shape[0], entry.shape[1]), grid.rows, grid.group)
+            return Found(self.name, scaled.info(self._nbytes(tensors)), tensors, partial(self._read_scaled, scaled))
         info = TensorInfo(entry.shape, "F32", self._nbytes(tensors))
         return Found(self.name, info, tensors, partial(self._read_float, grid, entry.shape))
 
@@ -200,15 +205,20 @@ class _Module:
             raise self._error("weight_shape", "a weight that is not empty", f"{shape}")
         return shape
 
-    def _refuse_order(self) -> None:
-        if self._has("weight_g_idx"):
-            raise self._error("weight_g_idx", "columns in the order of their groups", "another (actorder)")
+    def _check_order(self, shape: tuple[int, ...]) -> None:
+        """weight_g_idx, the group of each column, is of packed matrices."""
+        if not self._has("weight_g_idx"):
+            return
+        entry = self.container.entry(self.name + "_g_idx")
+        if len(shape) != 2 or entry.dtype not in ("I32", "I64") or entry.shape != shape[1:]:
+            got = f"{entry.dtype} of shape {entry.shape}"
+            raise self._error("weight_g_idx", "a group for each column of a packed matrix", got)
 
     def _has(self, part: str) -> bool:
         return self.prefix + part in self.free
 
     def _tensors(self, first: str) -> tuple[str, ...]:
-        optional = ("weight_scale", "weight_shape", "weight_zero_point")
+        optional = ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
         return tuple(self.prefix + part for part in dict.fromkeys((first, *optional)) if self._has(part))
 
     def _nbytes(self, tensors: tuple[str, ...]) -> int:
@@ -223,7 +233,9 @@ class _Module:
     def _read_packed(self, plan: Plan) -> CompactArray | F32:
         affine = plan.affine
         packed, scales = self.container.read(self.name + "_packed"), self._scales(plan.grid, affine.shape)
-        if affine.as_stored and len(affine.shape) == 2 and not plan.gaps and self._zero_dtype in (None, "I32"):
+        perm = self._order(scales.shape[-1], affine.group)
+        plain = len(affine.shape) == 2 and not plan.gaps and perm is None
+        if affine.as_stored and plain and self._zero_dtype in (None, "I32"):
             parts = {"packed": packed, "scale": scales, "shape": np.array(affine.shape, np.int64)}
             if affine.zeros:
                 parts["zero_point"] = self.container.read(self.name + "_zero_point")
@@ -231,27 +243,51 @@ class _Module:
             return layouts.from_parts(str(affine.scheme), affine.shape, parts)
         rows, cols = math.prod(affine.shape[:-1]), affine.shape[-1]
         codes = _unpack(packed.reshape(rows, -1), affine.bits, cols, plan.gaps)
-        return self._array(plan, codes, scales)
+        return self._array(plan, codes, scales, perm)
+
+    def _order(self, groups: int, group: int | None) -> NDArray[np.int32] | None:
+        """The columns in the order of their groups; None where they stand so."""
+        if not self._has("weight_g_idx"):
+            return None
+        g_idx = self.container.read(self.name + "_g_idx")
+        if (g_idx == -1).all():  # as it is made, before anything is quantized by it
+            return None
+        perm, found = order_of_groups(g_idx, groups)
+        if group is not None and found != group:
+            raise FormatError(None, None, f"groups of {group} columns, as config.json says", f"{found} in weight_g_idx")
+        return perm
 
     def _read_bytes(self, plan: Plan) -> CompactArray | F32:
         stored = self.container.read(self.name)
         return self._array(plan, _unsigned(stored, plan.affine.bits), self._scales(plan.grid, plan.affine.shape))
+
+    def _read_scaled(self, scaled: Scaled) -> CompactArray | F32:
+        self._refuse_zeros()
+        scale = self.container.read(self.name + "_scale")
+        scales = widen(scale, self.container.entry(self.name + "_scale").dtype)
+        return scaled.array(self.container.read(self.name), scales)
 
     def _read_float(self, grid: Grid, shape: tuple[int, ...]) -> F32:
         scales = self._scales(grid, shape).astype(np.float32)
         if not np.isfinite(scales).all():
             raise FormatError(None, None, "finite scales", "a NaN or an infinity")
         w: F32 = widen(self.container.read(self.name), self.container.entry(self.name).dtype)
-        if self._has("weight_zero_point"):
-            entry = self.container.entry(self.name + "_zero_point")
-            zeros = grid.per_row(widen(self.container.read(self.name + "_zero_point"), entry.dtype), shape[0])
-            if np.any(zeros.astype(np.float32)):
-                raise FormatError(None, None, "float weights without zero points", "some that are not 0")
+        self._refuse_zeros()
         with np.errstate(over="ignore", under="ignore"):  # an infinity is a value, as in every decoder
             w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
         return w
 
-    def _array(self, plan: Plan, codes: NDArray[np.uint8], scales: Array) -> CompactArray | F32:
+    def _refuse_zeros(self) -> None:
+        """Float weights have no zero points, but for some that are 0."""
+        if not self._has("weight_zero_point"):
+            return
+        name = self.name + "_zero_point"
+        if np.any(widen(self.container.read(name), self.container.entry(name).dtype)):
+            raise FormatError(None, None, "float weights without zero points", "some that are not 0")
+
+    def _array(
+        self, plan: Plan, codes: NDArray[np.uint8], scales: Array, perm: NDArray[np.int32] | None = None
+    ) -> CompactArray | F32:
         affine = plan.affine
         self._check_symmetric(affine, plan)
         zeros = self._zeros(plan) if affine.zeros else None
@@ -259,7 +295,7 @@ class _Module:
         scales = scales.reshape(rows, -1)
         if zeros is not None:
             zeros = np.ascontiguousarray(zeros).reshape(rows, -1)
-        return affine.array(codes.reshape(rows, cols), scales, zeros)
+        return affine.array(codes.reshape(rows, cols), scales, zeros, perm)
 
     def _check_symmetric(self, affine: Affine, plan: Plan) -> None:
         """Older versions stored the zero points of symmetric weights too: they must be 0."""
