@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf_bytes import model as gguf_model
 
 import pumice as pm
 
