@@ -22,6 +22,7 @@ inline int64_t run_end(const Index* indices, int64_t first, int64_t last) {
 }
 
 constexpr int64_t kPieceBlocks = 32;
+constexpr int kStep = 16;
 
 // The sum over blocks of float(t) * as of one row, by running sums: the loop over stored values does not end with each block,
 // whose short and uneven runs would cost a mispredicted branch each; t is a difference of two running sums, modulo 2^32.
@@ -34,21 +35,28 @@ inline float int_row_by_runs(const int8_t* data, const Index* indices, const uin
   for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
     const int64_t stop = b + kPieceBlocks < blocks ? b + kPieceBlocks : blocks;
     int64_t count = 0;
-    for (int64_t j = b; j < stop; ++j) count += runs[j];
+    for (int64_t block = b; block < stop; ++block) count += runs[block];
     uint32_t t = 0;
     const int8_t* v = data + i;
     const Index* k = indices + i;
-    for (int64_t j = 0; j < count; ++j) {
+    const auto meet = [&](int64_t j) ALWAYS_INLINE {
       t += static_cast<uint32_t>(v[j] * codes[k[j]]);
       running[j + 1] = static_cast<int32_t>(t);
+    };
+    int64_t j = 0;
+    for (; j + kStep <= count; j += kStep) {
+      prefetch(reinterpret_cast<const uint8_t*>(v + j) + kRowAhead);
+      prefetch(reinterpret_cast<const uint8_t*>(k + j) + kRowAhead);
+      unroll<kStep>([&](auto some) ALWAYS_INLINE { meet(j + some); });
     }
+    for (; j < count; ++j) meet(j);
     i += count;
     int64_t at = 0;
     uint32_t before = 0;
-    for (int64_t j = b; j < stop; ++j) {
-      at += runs[j];
+    for (int64_t block = b; block < stop; ++block) {
+      at += runs[block];
       const auto now = static_cast<uint32_t>(running[at]);
-      sum += static_cast<float>(static_cast<int32_t>(now - before)) * scales[j];
+      sum += static_cast<float>(static_cast<int32_t>(now - before)) * scales[block];
       before = now;
     }
   }

@@ -196,6 +196,8 @@ inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(codes.v), "v"(digits));
   return sum;
 }
+inline Codes broadcast_codes(const uint8_t* p) { return {broadcast_quad(p)}; }
+inline I32 dot_signed(I32 sum, Codes activations, Codes weights) { return dot_quads(sum, activations, weights.v); }
 // kCount quads, each in as many lanes; 4 quads are read.
 template <int kCount>
 inline Quad spread_quads(const uint32_t* p) {

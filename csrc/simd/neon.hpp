@@ -188,6 +188,14 @@ inline Quad broadcast_quad(const uint8_t* p) {
 inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   return vdotq_lane_s32(sum, vreinterpretq_s8_u32(codes), digits, 0);
 }
+inline Codes broadcast_codes(const uint8_t* p) {
+  uint32_t quad;
+  std::memcpy(&quad, p, 4);
+  return vdupq_n_u32(quad);
+}
+inline I32 dot_signed(I32 sum, Codes activations, Codes weights) {
+  return vdotq_s32(sum, vreinterpretq_s8_u32(activations), vreinterpretq_s8_u32(weights));
+}
 
 template <int kCount>
 inline Quad spread_quads(const uint32_t* p) {

@@ -203,6 +203,7 @@ inline Quad broadcast_quad(const uint8_t* p) {
   std::memcpy(&quad, p, 4);
   return _mm256_set1_epi32(quad);
 }
+inline Codes broadcast_codes(const uint8_t* p) { return {broadcast_quad(p)}; }
 // kCount of them, each in as many lanes; 2 quads are read.
 template <int kCount>
 inline Quad spread_quads(const uint32_t* p) {
