@@ -8,8 +8,8 @@
 #pragma once
 
 #include "kernels/bsr_quads.inl.hpp"
-#include "kernels/matmul_f32_bsr.inl.hpp"  // store_rows
 #include "kernels/matmul_int_bsr_tall.inl.hpp"
+#include "kernels/store_rows.inl.hpp"
 #include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"

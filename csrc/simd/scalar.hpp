@@ -60,8 +60,6 @@ inline I32 load_i32(const int32_t* p) { return *p; }
 inline void store_i32(int32_t* p, I32 v) { *p = v; }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
 inline I32 load_u8(const uint8_t* p) { return *p; }
-// acc + a * w for int16 activations and an int8 weight
-inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) { return acc + *a * w; }
 
 // acc + a[0] * w[0] + a[1] * w[1] in each lane, for lanes of two int16 activations and a pair of int16 weights in one word
 inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
