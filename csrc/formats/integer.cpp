@@ -145,6 +145,12 @@ inline float round_half_even(float v) noexcept {
   return (v + kMagic) - kMagic;
 }
 
+// The code of `steps` steps above zero. The order of these comparisons sends NaN to 0, so that the conversion is always defined.
+inline int code_of(float steps, float zero, float top) noexcept {
+  const float code = zero + round_half_even(steps);
+  return static_cast<int>(code > 0.0f ? std::min(code, top) : 0.0f);
+}
+
 }  // namespace
 
 int64_t first_nonfinite(const float* values, int64_t count) noexcept {
@@ -212,14 +218,22 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, const flo
           continue;
         }
         for (; i < run; ++i) {
-          const float code = zero + round_half_even((w[row * g.cols + i] - minimum) / scale);
-          // The order of these comparisons sends NaN to 0, so that the conversion is always defined.
-          codes[i - k] = static_cast<uint8_t>(static_cast<int>(code > 0.0f ? std::min(code, top) : 0.0f));
+          codes[i - k] = static_cast<uint8_t>(code_of((w[row * g.cols + i] - minimum) / scale, zero, top));
         }
       }
       pack_strip(codes, stop - k, g.bits, out + k * g.bits / 8);
     }
   }
+}
+
+void signed_codes(const float* values, int64_t count, float scale, int bits, int8_t* codes) noexcept {
+  const int middle = 1 << (bits - 1);
+  const auto zero = static_cast<float>(middle), top = static_cast<float>(2 * middle - 1);
+  if (scale == 0.0f) {
+    std::memset(codes, 0, static_cast<size_t>(count));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<int8_t>(code_of(values[i] / scale, zero, top) - middle);
 }
 
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, Groups g, uint8_t flip,

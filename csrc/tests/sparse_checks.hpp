@@ -30,7 +30,7 @@ void check_bsr_ints(Random& random, const BlockSparse& like, const std::string& 
   const Sparse<int8_t, kBits> ints(random, like, one_in);
   const Dense dense = dense_of(random, ints);
   auto halves = filled<uint8_t>(static_cast<int64_t>(ints.data.size() + 1) / 2);
-  for (size_t i = 0; i < ints.data.size(); ++i) halves[i / 2] |= static_cast<uint8_t>((ints.data[i] + 8 & 15) << (i % 2 * 4));
+  for (size_t i = 0; i < ints.data.size(); ++i) halves[i / 2] |= static_cast<uint8_t>(((ints.data[i] + 8) & 15) << (i % 2 * 4));
   BlockSparse packed = ints.shape;
   packed.values = Values::kInt4;
   packed.data = halves.data();

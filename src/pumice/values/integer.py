@@ -96,8 +96,7 @@ class Integer(Codec):
             packed = native.encode_int(w, wide[0], None, self.bits, group, wide[1])
             return {"packed": packed, "scale": scales, "min": minima}
         if "asym" not in scheme.flags:
-            largest = np.where(high > -low, high, low)
-            scales = stored_scales(largest / np.float32(-(2.0 ** (self.bits - 1))), grouped, scale_dtype)
+            scales = self._symmetric(low, high, grouped, scale_dtype)
             return {"packed": native.encode_int(w, scales.astype(np.float32), None, self.bits, group), "scale": scales}
         top = 2**self.bits - 1
         low, high = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
@@ -106,6 +105,15 @@ class Integer(Codec):
         zeros = np.clip(np.rint(steps), 0, top).astype(np.uint8)
         packed = native.encode_int(w, scales.astype(np.float32), zeros, self.bits, group)
         return {"packed": packed, "scale": scales, "zero_point": zeros}
+
+    def symmetric_scales(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Array:
+        """The scales (rows, groups) of codes without zeros or minima."""
+        low, high = native.group_range(w, self.group_of(scheme, w.shape[1]))
+        return self._symmetric(low, high, scheme.group is not None, scale_dtype)
+
+    def _symmetric(self, low: F32, high: F32, grouped: bool, scale_dtype: Any) -> Array:
+        largest = np.where(high > -low, high, low)
+        return stored_scales(largest / np.float32(-(2.0 ** (self.bits - 1))), grouped, scale_dtype)
 
     def _scales_and_minima(self, low: F32, high: F32, grouped: bool, scale_dtype: Any) -> tuple[Array, Array]:
         """Both in one dtype. A subnormal minimum is exact enough beside a scale that is not: to 2^-11 of a step."""
