@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"quantization", "pruning", "distillation"},
     {"checkpoint"},
     {"report"},
-    {"recipe", "comparison"},
+    {"recipe", "comparison", "difference"},
     {"conversion"},
     {"cli"},
     {"torch", "keras", "sklearn"},  # bridges: imported by nobody

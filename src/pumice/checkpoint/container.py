@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.json_text import parse_json
 from pumice.checkpoint.source import Buffer, Source
-from pumice.errors import FormatError
+from pumice.errors import FormatError, near
 
 CONFIGS = {  # file beside the weights -> its keys that hold the quantization's settings; (): the whole file does
     "config.json": ("quantization_config", "compression_config"),
@@ -92,7 +92,7 @@ class Container(ABC):
     def entry(self, name: str) -> Entry:
         """One tensor; KeyError for an unknown name."""
         if name not in self.entries:
-            raise KeyError(f"name: expected a tensor of the checkpoint, got {name!r}")
+            raise KeyError(f"name: expected a tensor of the checkpoint, got {name!r}{near(name, self.entries)}")
         return self.entries[name]
 
     def where(self, name: str) -> str:

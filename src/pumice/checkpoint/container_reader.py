@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +39,7 @@ class ContainerReader(Reader):
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         self.container = self.container_type(path, io=io)
         self._found: dict[str, Found] = {}
+        self._conventions: Counter[str] = Counter()
         self._notes: dict[str, Mapping[str, Json]] = {}
         free = dict.fromkeys(self.container.entries)
         for convention in CONVENTIONS:
@@ -48,6 +50,7 @@ class ContainerReader(Reader):
                     where = self.container.where(found.tensors[0])
                     raise FormatError(where, found.name, "one array of this name and tensors", "two", None)
                 self._found[found.name] = found
+                self._conventions[convention.name] += 1
                 claimed.update(found.tensors)
             for name in claimed:
                 del free[name]
@@ -62,6 +65,10 @@ class ContainerReader(Reader):
     @property
     def files(self) -> tuple[Path, ...]:
         return self.container.files
+
+    @property
+    def conventions(self) -> Mapping[str, int]:
+        return dict(self._conventions)
 
     def names(self) -> tuple[str, ...]:
         return self._names

@@ -49,15 +49,16 @@ class Strided:
         return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
     def read(self, data: memoryview, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows [start, stop): little-endian and aligned, a read-only view of `data` where it can be."""
+        """Rows [start, stop): little-endian and aligned, a read-only view of `data` where it can be. A 0-d tensor
+        counts as one row, and stays 0-d without `stop`."""
         item = DTYPES[self.dtype].numpy
         assert item is not None
         where = item.newbyteorder(">") if self.swapped else item
         steps = tuple(step * item.itemsize for step in self.strides)
         if 0 in self.shape:
-            return np.empty(self.shape, item)[start:stop] if self.shape else np.empty((), item)
+            return np.empty(self.shape, item)[start:stop]
         found: NDArray[Any] = np.ndarray(self.shape, where, data, self.offset * item.itemsize, steps)
-        rows = found[start:stop] if self.shape else found
+        rows = found if stop is None and not self.shape else np.atleast_1d(found)[start:stop]
         if self.swapped or not rows.flags.aligned:
             rows = np.ascontiguousarray(rows, item).reshape(rows.shape)
         if self.dtype == "BOOL" and rows.size and rows.view(np.uint8).max() > 1:
