@@ -16,7 +16,7 @@ import pytest
 import pumice as pm
 from pumice.checkpoint import open_reader
 from pumice.layouts.dense import is_mapped
-from tests.torch_archives import archive, number, state, tensor, text
+from tests.fuzz.torch_bytes import archive, number, state, tensor, text
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("torch-*.pt") if "refused" not in path.stem)

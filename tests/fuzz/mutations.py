@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import archives
 import numpy as np
 
 import pumice as pm
@@ -71,13 +72,13 @@ def saved(arrays: dict[str, Any]) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    """A small file of each scheme, one of all of them, and plain ones."""
+    """A small file of each scheme, one of all of them, plain ones, and those of PyTorch, NumPy and SciPy."""
     w = pm.prune(np.random.default_rng(0).standard_normal((12, 32)).astype(np.float32), pattern="2:4")
     compact = {scheme: pm.compress(w, scheme) for scheme in SCHEMES}
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
     files.append(saved(compact | {"t": compact["int8"].T}))
     files.append(saved({"a": np.zeros((0, 3)), "b": np.array(True), "c": np.ones((2, 2), np.float16)}))
-    return files
+    return files + archives.seeds()
 
 
 def split(blob: bytes) -> tuple[dict[str, Any], bytes] | None:
@@ -116,7 +117,9 @@ def cut(rng: random.Random, blob: bytes) -> bytes:
 
 
 def lie(rng: random.Random, blob: bytes) -> bytes:
-    """Change a value somewhere in the header, or in the manifest within."""
+    """Change a value somewhere in the header, or in the manifest within; of an archive, a member."""
+    if blob.startswith(b"PK"):
+        return archives.rezipped(rng, blob, [flip, overwrite, cut])
     found = split(blob)
     if found is None:
         return flip(rng, blob)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 from pumice.checkpoint.source import Source
 from pumice.errors import FormatError
@@ -86,12 +85,11 @@ class Archive:
             self._check(member)
             self.members[member.name] = member
         ordered = sorted(self.members.values(), key=lambda member: member.header)
-        ends = [member.header for member in ordered[1:]] + [begin]
-        for member, limit in zip(ordered, ends, strict=True):
+        limits = [*(member.header for member in ordered[1:]), begin]
+        for member, limit in zip(ordered, limits, strict=False):  # of none there is a limit, too
             if member.header + LOCAL.size + member.packed > limit:
                 raise self._error(member.name, f"{member.packed} bytes before the next member", "an overlap")
-            self.members[member.name] = Member(**{**vars(member), "limit": limit})
-        assert all(a.header < b.header for a, b in pairwise(ordered))
+            self.members[member.name] = replace(member, limit=limit)
 
     def view(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes [start, stop) of a member: a view of the file where it is stored; else of all of it, inflated."""
