@@ -198,7 +198,9 @@ def test_pickles_that_lie_or_attack_are_refused_with_the_reason(
 
 def test_a_memo_of_large_numbers_costs_nothing() -> None:
     tracemalloc.start()
-    m = pm.load(archive(b"\x80\x02}r\xff\xff\xff\x7fj\xff\xff\xff\x7f0."))  # Python's own takes 16 bytes for each number below
+    m = pm.load(
+        archive(b"\x80\x02}r\xff\xff\xff\x7fj\xff\xff\xff\x7f0.")
+    )  # Python's own takes 16 bytes for each number below
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(m) == 0
@@ -238,6 +240,24 @@ def test_every_cut_of_a_file_is_noticed() -> None:
     for size in range(len(blob)):
         with pytest.raises(pm.FormatError):
             pm.load(blob[:size])
+
+
+def test_verify_checks_what_the_archive_has_checksums_of(tmp_path: Path) -> None:
+    path, blob = tmp_path / "m.pt", bytearray((GOLDEN / "torch-state.pt").read_bytes())
+    path.write_bytes(blob)
+    report = pm.verify(path)
+    assert report.ok
+    assert (report.tensors, report.unchecked) == (26, ())
+    with open_reader(path) as reader:
+        at = blob.index(bytes(reader.raw("shared_head")))
+    blob[at + 40] ^= 1  # of both tensors that share the storage
+    path.write_bytes(blob)
+    report = pm.verify(path)
+    assert set(report.bad) == {"shared_head", "shared_tail"}
+    assert report.tensors == 24
+    assert "CRC-32" in str(report.errors[0])
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        assert archive.testzip() is not None  # zipfile thinks so, too
 
 
 def test_convert_reads_them(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pumice.checkpoint.source import Source
@@ -27,6 +27,8 @@ STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x2041  # the bits of the flags that say so: 0, 6 and 13
 UTF8 = 0x800
 MAX_RATIO = 200  # bytes out of one byte; deflate itself could make 1032
+CHECKED_AT_ONCE = 16 << 20
+CHANGED = "the file was changed"
 SMALL = 1 << 20  # what is no larger than this may be packed as tightly as deflate can
 
 
@@ -111,6 +113,26 @@ class Archive:
         except zlib.error as error:
             raise self._error(name, "deflated data", str(error)) from error
 
+    def check(self, members: Mapping[str, str]) -> Iterator[tuple[str | None, FormatError | None]]:
+        """Compare every member with its CRC-32: each name of `members`, with what is wrong with the member that holds
+        it; and what is wrong with the others."""
+        wrong = {name: self._changed(member) for name, member in self.members.items()}
+        for name, holder in members.items():
+            error = wrong[holder]
+            yield name, error and FormatError(self.source.name, name, error.rule, error.got, error.hint)
+        others = wrong.keys() - set(members.values())
+        yield from ((None, wrong[name]) for name in sorted(others))
+
+    def _changed(self, member: Member) -> FormatError | None:
+        crc = 0
+        try:
+            for start in range(0, member.size, CHECKED_AT_ONCE):
+                crc = zlib.crc32(self.view(member.name, start, min(start + CHECKED_AT_ONCE, member.size)), crc)
+        except FormatError as error:  # a deflated one is checked when it is inflated
+            return error
+        rule = f"CRC-32 {member.crc:08x}"
+        return None if crc == member.crc else self._error(member.name, rule, f"{crc:08x}", CHANGED)
+
     def close(self) -> None:
         """Let go of the file; views that were handed out stay valid."""
         self._inflated = None
@@ -130,7 +152,7 @@ class Archive:
             got = f"{'more' if len(data) > member.size else len(data)}"
             raise self._error(member.name, f"{member.size} bytes inflated, as the directory says", got)
         if zlib.crc32(data) != member.crc:
-            raise self._error(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}")
+            raise self._error(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}", CHANGED)
         self._inflated = member.name, memoryview(data)
         return self._inflated[1]
 

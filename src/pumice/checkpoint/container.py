@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +73,11 @@ class Container(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the files. Arrays that were handed out stay valid."""
+
+    def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
+        """Compare the bytes with the checksums that the format itself has: the tensors that have one (None for what is
+        no tensor), each with what is wrong."""
+        return iter(())
 
     @property
     def files(self) -> tuple[Path, ...]:

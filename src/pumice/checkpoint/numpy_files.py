@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -96,6 +96,11 @@ class NumpyContainer(Container):
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
+
+    def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
+        for shard in self.shards:
+            if shard.archive is not None:
+                yield from shard.archive.check({name: f"{name}.npy" for name in shard.places})
 
     def close(self) -> None:
         for shard in self.shards:

@@ -101,6 +101,10 @@ class TorchContainer(Container):
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
 
+    def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
+        for shard in self.shards:
+            yield from shard.archive.check({name: member for name, (_, member) in shard.places.items()})
+
     def close(self) -> None:
         for shard in self.shards:
             shard.archive.close()
