@@ -131,6 +131,15 @@ def test_cat_says_what_is_wrong(arguments: tuple[str, ...], message: str, capsys
     assert "(near: 'weight')" in capsys.readouterr().err
 
 
+def test_files_that_are_refused_end_with_65_and_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = sorted(GOLDEN.glob("*refused*"))
+    assert len(refused) > 5
+    for path in refused:
+        for command in (["inspect"], ["verify"], ["explain"], ["diff", str(PRUNED)]):
+            assert main([*command, str(path)]) == 65
+            assert f"pumice: {path}: expected " in capsys.readouterr().err
+
+
 def test_names_that_are_nearly_right_are_named() -> None:
     m = pm.load(PRUNED)
     with pytest.raises(KeyError, match="near: 'weight'"):
