@@ -16,7 +16,8 @@ from pumice.difference import difference
 
 GOLDEN = Path(__file__).parent / "golden"
 PRUNED = GOLDEN / "torch-pruned.pt"
-READABLE = sorted(path for pattern in ("*.pt", "*.np[yz]", "*.safetensors") for path in GOLDEN.glob(pattern))
+PATTERNS = ("*.pt", "*.np[yz]", "*.safetensors", "*.gguf")
+READABLE = sorted(path for pattern in PATTERNS for path in GOLDEN.rglob(pattern))
 READABLE = [path for path in READABLE if "refused" not in path.name]
 assert len(READABLE) > 15
 
@@ -30,7 +31,7 @@ def table(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0)
     return json.loads(printed(capsys, *arguments, "--json", code=code))
 
 
-@pytest.mark.parametrize("path", READABLE, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", READABLE, ids=lambda path: str(path.relative_to(GOLDEN)))
 def test_inspect_lists_the_tensors_of_every_golden(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = table(capsys, "inspect", path)
     with open_reader(path) as reader:

@@ -6,13 +6,17 @@ import io
 import json
 import random
 import struct
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import archives
 import numpy as np
 
 import pumice as pm
+
+sys.path.insert(0, str(Path(__file__).parent))  # for those who import this as tests.fuzz.mutations
+import archives
 
 SCHEMES = [
     "float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g16-asym", "int3-g16-min", "csr", "csr+int8",
