@@ -49,13 +49,13 @@ class TensorDifference:
 
     @property
     def same(self) -> bool:
-        """Whether shape and values are equal; scheme and bytes need not be."""
+        """Whether shape and values are equal; the scheme need not be."""
         return self.changed == 0
 
     @property
     def unchanged(self) -> bool:
-        """Whether scheme and bytes are equal, too."""
-        return self.same and self.a is not None and self.b is not None and _stored(self.a) == _stored(self.b)
+        """Whether the scheme is equal, too."""
+        return self.same and self.a is not None and self.b is not None and self.a.dtype == self.b.dtype
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,6 @@ def _wide(values: NDArray[Any]) -> NDArray[Any]:
 
 def _energy(values: NDArray[Any]) -> float:
     return float(np.vdot(values, values).real)
-
-
-def _stored(info: TensorInfo) -> tuple[str, int]:
-    return info.dtype, info.nbytes
 
 
 def _json(t: TensorDifference) -> dict[str, Any]:
