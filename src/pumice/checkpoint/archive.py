@@ -140,8 +140,9 @@ class Archive:
 
     def _inflate(self, member: Member) -> memoryview:
         """All of a deflated member, checked. The last one is kept, since arrays are read row range by row range."""
-        if self._inflated is not None and self._inflated[0] == member.name:
-            return self._inflated[1]
+        last = self._inflated  # one reference: threads may exchange it meanwhile
+        if last is not None and last[0] == member.name:
+            return last[1]
         begin = self._begin(member)
         stream = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
@@ -153,8 +154,9 @@ class Archive:
             raise self._error(member.name, f"{member.size} bytes inflated, as the directory says", got)
         if zlib.crc32(data) != member.crc:
             raise self._error(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}", CHANGED)
-        self._inflated = member.name, memoryview(data)
-        return self._inflated[1]
+        view = memoryview(data)
+        self._inflated = member.name, view
+        return view
 
     def _begin(self, member: Member) -> int:
         """Where the data starts: only the local header knows how long the fields before it are."""

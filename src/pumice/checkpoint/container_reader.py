@@ -108,10 +108,11 @@ class ContainerReader(Reader):
         if name not in self._found:
             values = widen(self.container.read(name, start, stop), self.container.entry(name).dtype)
         else:
-            if self._last[0] != name:
-                self._last = "", None  # first let go of the one before
-                self._last = name, self.array(name)
-            rows: CompactArray | NDArray[Any] = self._last[1]
+            last = self._last  # one reference: threads may exchange it meanwhile
+            if last[0] != name:
+                self._last = last = "", None  # first let go of the one before
+                self._last = last = name, self.array(name)
+            rows: CompactArray | NDArray[Any] = last[1]
             if isinstance(rows, CompactArray):
                 decoded: NDArray[np.float32] = rows[start:stop].to_dense()
                 return decoded
