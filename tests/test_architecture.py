@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"pruning", "distillation"},
     {"checkpoint"},
     {"report"},
-    {"recipe", "comparison", "model_folder"},
+    {"recipe", "comparison", "difference", "model_folder"},
     {"conversion"},
     {"exporting"},
     {"cli"},

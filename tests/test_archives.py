@@ -127,6 +127,12 @@ def test_an_end_that_claims_more_than_the_file_is_refused_before_anything_is_mad
             opened(blob[:at] + end)
 
 
+def test_an_archive_of_nothing_has_no_members() -> None:
+    assert not opened(END + bytes(18)).members
+    with pytest.raises(pm.FormatError, match="an archive of PyTorch .* or NumPy .*, got one of nothing"):
+        pm.load(b"PK\x03\x04" + END + struct.pack("<4H2LH", 0, 0, 0, 0, 0, 4, 0))
+
+
 def test_deflated_nonsense_is_refused() -> None:
     blob = zipped(zipfile.ZIP_DEFLATED)
     begin = 30 + 1

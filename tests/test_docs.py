@@ -76,3 +76,23 @@ def test_public_functions_and_classes_have_an_example(name: str) -> None:
     native = getattr(value, "__module__", "").startswith("pumice._core") or type(value).__name__.startswith("cython")
     abstract = value is pumice.CompactArray
     assert native or abstract or any(test.examples for test in documented), f"{name} has no example"
+
+
+def test_each_cell_of_formats_in_and_out_names_a_test_that_exists() -> None:
+    text = (ROOT / "docs" / "formats-in-out.md").read_text()
+    body, list_of_tests = text.split("\n## Tests\n")
+    named = dict(re.findall(r"^- ([\w-]+): `(tests/[\w/]+\.py::test_\w+)`$", list_of_tests, re.MULTILINE))
+    assert len(named) == list_of_tests.count("::") > 25
+    used = set(re.findall(r"\[([a-z][\w-]+)\]", body))
+    assert used == set(named)
+    for place in named.values():
+        path, _, test = place.partition("::")
+        assert re.search(rf"^    *def {test}\(|^def {test}\(", (ROOT / path).read_text(), re.MULTILINE), place
+    rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("|") and "---" not in line]
+    assert len(rows) > 12
+    for cells in rows:
+        if cells[0].strip() in ("format", "what"):
+            continue
+        backed = cells[-1:] if len(cells) == 3 else cells[1:]
+        for cell in backed:
+            assert cell.strip() in ("-", "no") or re.search(r"\[[a-z][\w-]+\]", cell), f"{cells[0]}: {cell}"

@@ -248,6 +248,22 @@ def test_other_members_are_refused() -> None:
         pm.load(blob)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_verify_checks_what_the_archive_has_checksums_of(save: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.npz"
+    save(path, a=np.random.default_rng(0).standard_normal(400), b=np.eye(3))
+    report = pm.verify(path)
+    assert (report.ok, report.tensors, report.unchecked) == (True, 2, ())
+    blob = bytearray(path.read_bytes())
+    blob[2000] ^= 4
+    path.write_bytes(blob)
+    report = pm.verify(path)
+    assert report.bad == ("a",)
+    assert report.tensors == 1
+    np.save(tmp_path / "w.npy", np.eye(3))
+    assert pm.verify(tmp_path / "w.npy").unchecked == ("w",)
+
+
 def test_convert_and_sparsify_take_them(tmp_path: Path) -> None:
     w = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
     np.savez(tmp_path / "m.npz", **{"fc.weight": w, "fc.bias": w[0]})

@@ -108,7 +108,7 @@ def test_a_pattern_that_finds_nothing_is_an_error_with_near_names() -> None:
     ("text", "message"),
     [
         ("rule = 3", "recipe: expected list for 'rule', got 3"),
-        ("schema = 'int8'", r"got 'schema' \(did you mean 'scheme'\?\)"),
+        ("schema = 'int8'", r"got 'schema' \(near: 'scheme'\)"),
         ("[[rule]]\nscheme = 'int8'", "recipe, rule 1: expected the key 'match'"),
         ("[[rule]]\nmatch = 'a'", "rule 1: expected one of scheme"),
         ("[[rule]]\nmatch = 'a'\nscheme = 'int8'\nignore = true", "rule 1: expected one of scheme"),

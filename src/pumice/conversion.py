@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
-from pumice.checkpoint.base import Reader, info_of, same_file
+from pumice.checkpoint.base import Reader, info_of
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
 from pumice.layouts import LAYOUTS
-from pumice.model_folder import copy_side_file, side_files
+from pumice.model_folder import check_apart, copy_side_file, side_files
 from pumice.ops import compress
 from pumice.profile import Profile, load_profile
 from pumice.recipe import Recipe, Treatment
@@ -125,19 +125,14 @@ def convert(
     )
     if plan.scheme is None and not plan.rules:
         raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
-    if same_file(source, target):
-        raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
     request, profile = Request(batch, objective, max_error), load_profile()
     with open_reader(source, io=io) as reader:
-        if any(same_file(target, file) for file in reader.files) or any(
-            same_file(target, f.parent) for f in reader.files
-        ):
-            raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
+        check_apart(reader, source, target)
         infos = readable_infos(reader)
         choices = plan.plan(infos)
         if dry_run:
             return Report(str(source), str(target), tuple(_forecast(n, i, choices[n]) for n, i in infos.items()))
-        copied, skipped = side_files(source, target)
+        copied, skipped = side_files(reader, source, target)
         tally = Tally(sum(info.nbytes for info in infos.values()), progress)
         reports: list[TensorReport] = []
         written: dict[str, TensorInfo] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
@@ -63,3 +65,19 @@ class FormatError(PumiceError):
 
 class FormatWarning(UserWarning):
     """A file that contradicts itself, or that other readers read differently; it says how it was read."""
+
+
+def near(name: str, names: Iterable[str], cutoff: float = 0.7) -> str:
+    """For messages about an unknown name: the known ones that may have been meant, at least as like it as `cutoff` in
+    [0, 1]; empty if there is none.
+
+    Examples
+    --------
+    >>> near("fc.wieght", ["fc.weight", "fc.bias"])
+    " (near: 'fc.weight')"
+    """
+    known = list(names)
+    found = (
+        difflib.get_close_matches(name, known, 3, cutoff) or [other for other in known if name and name in other][:3]
+    )
+    return f" (near: {', '.join(map(repr, found))})" if found else ""

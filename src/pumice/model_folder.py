@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pumice.checkpoint.base import Reader, same_file
+
 WEIGHT_SUFFIXES = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".gguf", ".msgpack", ".tflite", ".npz",
 }  # fmt: skip
@@ -16,21 +18,31 @@ SETTINGS = {"quantize_config.json", "quant_config.json"}  # of a quantization, b
 QUANTIZED = ("quantization_config", "compression_config", "pumice")  # what config.json says of it
 
 
-def side_files(source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The other files of a model folder that go along, and those that do not: weights of other formats."""
+def check_apart(reader: Reader, source: Path, target: Path) -> None:
+    """Raise ValueError where writing the target would replace what is read."""
+    if same_file(source, target):
+        raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
+    if any(same_file(target, place) for file in reader.files for place in (file, file.parent)):
+        raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
+
+
+def side_files(reader: Reader, source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The other files of a model folder that go along, and those that do not: weights that are not read here."""
     if not source.is_dir() or (target.suffix in (".safetensors", ".npz", ".gguf") and not target.is_dir()):
         return (), ()
+    read = {file.resolve() for file in reader.files}
     copied: list[str] = []
     skipped: list[str] = []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         hidden = any(part.startswith(".") for part in name.parts)
         within = target.resolve() in (path.resolve(), *path.resolve().parents)
-        if hidden or within or not path.is_file():
+        index = path.name.endswith(".index.json")
+        if hidden or within or index or not path.is_file() or path.resolve() in read:
             continue
-        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".index.json") or path.name in SETTINGS
+        weights = path.suffix in WEIGHT_SUFFIXES or path.name in SETTINGS
         (skipped if weights else copied).append(str(name))
-    return tuple(copied), tuple(name for name in skipped if not name.endswith(".safetensors"))
+    return tuple(copied), tuple(skipped)
 
 
 def copy_side_file(source: Path, name: str, config: Callable[[dict[str, Any]], dict[str, Any]], out: IO[bytes]) -> None:

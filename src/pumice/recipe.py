@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pumice.checkpoint import TensorInfo
-from pumice.errors import RecipeError
+from pumice.errors import RecipeError, near
 from pumice.scheme import AUTO, MIN_GROUP, Scheme, parse_request
 from pumice.values import codec_of
 
@@ -211,9 +210,7 @@ def _cols(shape: Sequence[int], in_axis: int) -> int:
 def _check_keys(table: Mapping[str, Any], legal: Mapping[str, type], origin: str) -> None:
     for key, value in table.items():
         if key not in legal:
-            near = difflib.get_close_matches(key, legal, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise RecipeError(f"{origin}: expected the keys {', '.join(legal)}, got {key!r}{hint}")
+            raise RecipeError(f"{origin}: expected the keys {', '.join(legal)}, got {key!r}{near(key, legal)}")
         if type(value) is not legal[key]:
             raise RecipeError(f"{origin}: expected {legal[key].__name__} for {key!r}, got {value!r}")
 
@@ -234,7 +231,6 @@ def _rule(entry: Any, origin: str) -> Rule:
 
 
 def _nothing_found(rule: Rule, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(rule.match, list(names), 3, 0.3)
     what = "a name" if rule.scheme is None else "the name of a weight of two or more dimensions"
-    hint = f" (near: {', '.join(near)})" if near else ""
+    hint = near(rule.match, names, 0.3)
     return f"{rule.origin}: expected a pattern that finds {what}, got {rule.match!r}{hint}"

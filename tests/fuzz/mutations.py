@@ -15,7 +15,8 @@ import numpy as np
 
 import pumice as pm
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # for those who import this as tests.fuzz.mutations
+import archives
 from gguf_bytes import model as gguf_model
 
 SCHEMES = [
@@ -83,7 +84,7 @@ def saved(arrays: dict[str, Any]) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    """A small file of each scheme, one of all of them, plain ones, and GGUF."""
+    """A small file of each scheme, one of all of them, plain ones, and those of other formats and conventions."""
     w = pm.prune(np.random.default_rng(0).standard_normal((12, 32)).astype(np.float32), pattern="2:4")
     compact = {scheme: pm.compress(w, scheme) for scheme in SCHEMES}
     files = [saved({"w": array, "b": np.arange(3.0)}) for array in compact.values()]
@@ -93,7 +94,7 @@ def seeds() -> list[bytes]:
     files.append(saved({"p": permuted, "q": permuted & compact["csr"]}))
     files += [(GOLDEN / folder / "model.safetensors").read_bytes() for folder in FOREIGN]
     files += [gguf_model()] * 3  # as often as others: nearly all of its bytes are its header
-    return files
+    return files + archives.seeds()
 
 
 def split(blob: bytes) -> tuple[dict[str, Any], bytes] | None:
@@ -132,7 +133,9 @@ def cut(rng: random.Random, blob: bytes) -> bytes:
 
 
 def lie(rng: random.Random, blob: bytes) -> bytes:
-    """Change a value somewhere in the header, or in the manifest within."""
+    """Change a value somewhere in the header, or in the manifest within; of an archive, a member."""
+    if blob.startswith(b"PK"):
+        return archives.rezipped(rng, blob, [flip, overwrite, cut])
     found = split(blob)
     if found is None:
         return flip(rng, blob)

@@ -26,6 +26,8 @@ def keep(name: str, saved: object, tensors: dict[str, torch.Tensor], **options: 
 
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
+    noted = torch.nn.Parameter(torch.randn(4))
+    noted.note = "an attribute"
     w = torch.randn(5, 7)
     shared = torch.arange(24, dtype=torch.float32)
     return {
@@ -51,6 +53,7 @@ def state() -> dict[str, torch.Tensor]:
         "tied": w,
         "expanded": torch.randn(3, 1).expand(3, 4),
         "parameter": torch.nn.Parameter(torch.randn(2, 3)),
+        "parameter_with_state": noted,
         "scalar": torch.tensor(3.5),
         "empty": torch.empty(0, 3),
         "specials": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),

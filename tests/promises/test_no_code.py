@@ -65,7 +65,7 @@ def test_the_hook_would_see_it() -> None:
     assert "compile" in done.stderr and "exec" in done.stderr
 
 
-@pytest.mark.parametrize("source", ["pickle", "zip", "numpy"])
+@pytest.mark.parametrize("source", ["pickle", "zip", "numpy", "npz"])
 def test_files_that_could_hold_code_are_refused_by_their_content(source: str, tmp_path: Path) -> None:
     import io
     import pickle
@@ -83,6 +83,8 @@ def test_files_that_could_hold_code_are_refused_by_their_content(source: str, tm
     if source == "zip":
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(Evil()))
+    elif source == "npz":
+        np.savez(file, w=np.ones(3), evil=np.array([Evil()], object))
     elif source == "numpy":
         np.save(file, np.array([Evil()], object), allow_pickle=True)
     else:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from pumice.checkpoint.source import Source
 from pumice.errors import FormatError
@@ -28,6 +27,8 @@ STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x2041  # the bits of the flags that say so: 0, 6 and 13
 UTF8 = 0x800
 MAX_RATIO = 200  # bytes out of one byte; deflate itself could make 1032
+CHECKED_AT_ONCE = 16 << 20
+CHANGED = "the file was changed"
 SMALL = 1 << 20  # what is no larger than this may be packed as tightly as deflate can
 
 
@@ -86,12 +87,11 @@ class Archive:
             self._check(member)
             self.members[member.name] = member
         ordered = sorted(self.members.values(), key=lambda member: member.header)
-        ends = [member.header for member in ordered[1:]] + [begin]
-        for member, limit in zip(ordered, ends, strict=True):
+        limits = [*(member.header for member in ordered[1:]), begin]
+        for member, limit in zip(ordered, limits, strict=False):  # of none there is a limit, too
             if member.header + LOCAL.size + member.packed > limit:
                 raise self._error(member.name, f"{member.packed} bytes before the next member", "an overlap")
-            self.members[member.name] = Member(**{**vars(member), "limit": limit})
-        assert all(a.header < b.header for a, b in pairwise(ordered))
+            self.members[member.name] = replace(member, limit=limit)
 
     def view(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes [start, stop) of a member: a view of the file where it is stored; else of all of it, inflated."""
@@ -113,6 +113,26 @@ class Archive:
         except zlib.error as error:
             raise self._error(name, "deflated data", str(error)) from error
 
+    def check(self, members: Mapping[str, str]) -> Iterator[tuple[str | None, FormatError | None]]:
+        """Compare every member with its CRC-32: each name of `members`, with what is wrong with the member that holds
+        it; and what is wrong with the others."""
+        wrong = {name: self._changed(member) for name, member in self.members.items()}
+        for name, holder in members.items():
+            error = wrong[holder]
+            yield name, error and FormatError(self.source.name, name, error.rule, error.got, error.hint)
+        others = wrong.keys() - set(members.values())
+        yield from ((None, wrong[name]) for name in sorted(others))
+
+    def _changed(self, member: Member) -> FormatError | None:
+        crc = 0
+        try:
+            for start in range(0, member.size, CHECKED_AT_ONCE):
+                crc = zlib.crc32(self.view(member.name, start, min(start + CHECKED_AT_ONCE, member.size)), crc)
+        except FormatError as error:  # a deflated one is checked when it is inflated
+            return error
+        rule = f"CRC-32 {member.crc:08x}"
+        return None if crc == member.crc else self._error(member.name, rule, f"{crc:08x}", CHANGED)
+
     def close(self) -> None:
         """Let go of the file; views that were handed out stay valid."""
         self._inflated = None
@@ -120,8 +140,9 @@ class Archive:
 
     def _inflate(self, member: Member) -> memoryview:
         """All of a deflated member, checked. The last one is kept, since arrays are read row range by row range."""
-        if self._inflated is not None and self._inflated[0] == member.name:
-            return self._inflated[1]
+        last = self._inflated  # one reference: threads may exchange it meanwhile
+        if last is not None and last[0] == member.name:
+            return last[1]
         begin = self._begin(member)
         stream = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
@@ -132,9 +153,10 @@ class Archive:
             got = f"{'more' if len(data) > member.size else len(data)}"
             raise self._error(member.name, f"{member.size} bytes inflated, as the directory says", got)
         if zlib.crc32(data) != member.crc:
-            raise self._error(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}")
-        self._inflated = member.name, memoryview(data)
-        return self._inflated[1]
+            raise self._error(member.name, f"CRC-32 {member.crc:08x}", f"{zlib.crc32(data):08x}", CHANGED)
+        view = memoryview(data)
+        self._inflated = member.name, view
+        return view
 
     def _begin(self, member: Member) -> int:
         """Where the data starts: only the local header knows how long the fields before it are."""

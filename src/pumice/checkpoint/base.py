@@ -116,6 +116,11 @@ class Reader(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors; empty for one read from memory."""
 
+    @property
+    def conventions(self) -> Mapping[str, int]:
+        """How many arrays consist of several tensors, by the name of the convention that says so."""
+        return {}
+
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Names of all arrays, sorted. The parts of a compact array are not listed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.json_text import parse_json
 from pumice.checkpoint.source import Buffer, Source
-from pumice.errors import FormatError
+from pumice.errors import FormatError, near
 
 CONFIGS = {  # file beside the weights -> its keys that hold the quantization's settings; (): the whole file does
     "config.json": ("quantization_config", "compression_config"),
@@ -74,6 +74,11 @@ class Container(ABC):
     def close(self) -> None:
         """Release the files. Arrays that were handed out stay valid."""
 
+    def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
+        """Compare the bytes with the checksums that the format itself has: the tensors that have one (None for what is
+        no tensor), each with what is wrong."""
+        return iter(())
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors; empty for one read from memory."""
@@ -92,7 +97,7 @@ class Container(ABC):
     def entry(self, name: str) -> Entry:
         """One tensor; KeyError for an unknown name."""
         if name not in self.entries:
-            raise KeyError(f"name: expected a tensor of the checkpoint, got {name!r}")
+            raise KeyError(f"name: expected a tensor of the checkpoint, got {name!r}{near(name, self.entries)}")
         return self.entries[name]
 
     def where(self, name: str) -> str:

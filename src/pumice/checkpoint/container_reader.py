@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +39,7 @@ class ContainerReader(Reader):
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         self.container = self.container_type(path, io=io)
         self._found: dict[str, Found] = {}
+        self._conventions: Counter[str] = Counter()
         self._notes: dict[str, Mapping[str, Json]] = {}
         free = dict.fromkeys(self.container.entries)
         for convention in CONVENTIONS:
@@ -50,6 +52,7 @@ class ContainerReader(Reader):
                     where = self.container.where(found.tensors[0])
                     raise FormatError(where, found.name, "one array of this name and tensors", "two", None)
                 self._found[found.name] = found
+                self._conventions[convention.name] += 1
                 claimed.update(found.tensors)
             plain = convention.plain(self.container)
             self._notes.update(plain)
@@ -66,6 +69,10 @@ class ContainerReader(Reader):
     @property
     def files(self) -> tuple[Path, ...]:
         return self.container.files
+
+    @property
+    def conventions(self) -> Mapping[str, int]:
+        return dict(self._conventions)
 
     def names(self) -> tuple[str, ...]:
         return self._names
@@ -108,10 +115,11 @@ class ContainerReader(Reader):
         if name not in self._found:
             values = widen(self.container.read(name, start, stop), self.container.entry(name).dtype)
         else:
-            if self._last[0] != name:
-                self._last = "", None  # first let go of the one before
-                self._last = name, self.array(name)
-            rows: CompactArray | NDArray[Any] = self._last[1]
+            last = self._last  # one reference: threads may exchange it meanwhile
+            if last[0] != name:
+                self._last = last = "", None  # first let go of the one before
+                self._last = last = name, self.array(name)
+            rows: CompactArray | NDArray[Any] = last[1]
             if isinstance(rows, CompactArray):
                 return rows.decode_rows(start, stop).reshape(stop - start, *rows.shape[1:])
             values = rows[start:stop] if rows.ndim else rows[None]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,12 +65,12 @@ class NumpyShard(Shard):
         entries = {name: Entry(place.dtype, place.shape, place.nbytes) for name, (place, _) in places.items()}
         return cls(source.name, path, entries, metadata, source, members, places)
 
-    def view(self, name: str) -> memoryview:
-        """The items of an array as the file has them."""
-        place, begin = self.places[name]
+    def view(self, name: str, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) of the items of an array as the file has them."""
+        _, begin = self.places[name]
         if self.archive is None:
-            return self.source.view(begin, begin + place.nbytes)
-        return self.archive.view(f"{name}.npy", begin, begin + place.nbytes)
+            return self.source.view(begin + start, begin + stop)
+        return self.archive.view(f"{name}.npy", begin + start, begin + stop)
 
 
 class NumpyContainer(Container):
@@ -89,13 +90,20 @@ class NumpyContainer(Container):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         self.entry(name)
         shard = self.shards[0]
+        place = shard.places[name][0]
+        part = place if stop is None else place.rows(start, stop)
         try:
-            return shard.places[name][0].read(shard.view(name), start, stop)
+            return part.read(partial(shard.view, name))
         except FormatError as error:
             raise FormatError(shard.name, name, error.rule, error.got, error.hint) from error
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
+
+    def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
+        for shard in self.shards:
+            if shard.archive is not None:
+                yield from shard.archive.check({name: f"{name}.npy" for name in shard.places})
 
     def close(self) -> None:
         for shard in self.shards:

@@ -15,6 +15,7 @@ from pumice.checkpoint.dtypes import dtype_name
 from pumice.checkpoint.safetensors import SafetensorsReader
 from pumice.checkpoint.verification import VerifyReport, verify_reader
 from pumice.checkpoint.writer import MAX_SHARD_SIZE, SafetensorsWriter
+from pumice.errors import near
 from pumice.layouts import CompactArray
 from pumice.options import PREPACK, check_choice
 
@@ -156,7 +157,7 @@ class Checkpoint(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
-            raise KeyError(name)
+            raise KeyError(f"name: expected one of the checkpoint's, got {name!r}{near(name, self._names)}")
         if name in self._compact:
             return self._compact[name]
         value = self._reader.array(name)
@@ -168,6 +169,12 @@ class Checkpoint(Mapping[str, Any]):
         elif self._prepack == "eager":
             value = value.prepack()
         return self._compact.setdefault(name, value)  # of threads that race, all get the first one's
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The array, or `default`; looks for no near names, as ``checkpoint[name]`` does."""
+        if name not in self:
+            return default
+        return self[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ class Strided:
 
     Examples
     --------
-    >>> column = Strided("I16", (2,), (3,), offset=1)
-    >>> column.read(memoryview(np.arange(6, dtype=np.int16)).cast("B"))
+    >>> items = memoryview(np.arange(6, dtype=np.int16)).cast("B")
+    >>> Strided("I16", (2,), (3,), offset=1).read(lambda begin, end: items[begin:end])
     array([1, 4], dtype=int16)
     """
 
@@ -48,22 +49,27 @@ class Strided:
             return self.offset
         return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
-    def read(self, data: memoryview, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows [start, stop): little-endian and aligned, a read-only view of `data` where it can be."""
+    def rows(self, start: int, stop: int) -> Strided:
+        """Some rows of it; a 0-d tensor is one row."""
+        shape, strides = self.shape or (1,), self.strides or (1,)
+        return replace(self, shape=(stop - start, *shape[1:]), strides=strides, offset=self.offset + start * strides[0])
+
+    def read(self, view: Callable[[int, int], memoryview]) -> NDArray[Any]:
+        """The values, little-endian and aligned, read-only; a view of the bytes [begin, end) that `view` gives where
+        that can be."""
         item = DTYPES[self.dtype].numpy
         assert item is not None
-        where = item.newbyteorder(">") if self.swapped else item
-        steps = tuple(step * item.itemsize for step in self.strides)
         if 0 in self.shape:
-            return np.empty(self.shape, item)[start:stop] if self.shape else np.empty((), item)
-        found: NDArray[Any] = np.ndarray(self.shape, where, data, self.offset * item.itemsize, steps)
-        rows = found[start:stop] if self.shape else found
-        if self.swapped or not rows.flags.aligned:
-            rows = np.ascontiguousarray(rows, item).reshape(rows.shape)
-        if self.dtype == "BOOL" and rows.size and rows.view(np.uint8).max() > 1:
-            raise FormatError(None, None, "BOOL bytes of 0 or 1", str(rows.view(np.uint8).max()), None)
-        rows.setflags(write=False)
-        return rows
+            return np.empty(self.shape, item)
+        where = item.newbyteorder(">") if self.swapped else item
+        data = view(self.offset * item.itemsize, self.end * item.itemsize)
+        found: NDArray[Any] = np.ndarray(self.shape, where, data, 0, [step * item.itemsize for step in self.strides])
+        if self.swapped or not found.flags.aligned:
+            found = np.ascontiguousarray(found, item).reshape(self.shape)
+        if self.dtype == "BOOL" and found.view(np.uint8).max() > 1:
+            raise FormatError(None, None, "BOOL bytes of 0 or 1", str(found.view(np.uint8).max()), None)
+        found.setflags(write=False)
+        return found
 
 
 def check_extent(place: Strided, nbytes: int, path: str, name: str) -> None:

@@ -170,6 +170,7 @@ KNOWN: dict[str, Kind | Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.storage.UntypedStorage": Kind(None),
     "torch.Size": _sequence(tuple),
     "torch.device": _device,

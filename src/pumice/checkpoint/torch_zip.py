@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model")
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that pickles of PyTorch before 1.6 begin with
 AGAIN = "load it with torch and save it again, as safetensors or by torch.save"
-LEVELS_CAP, VALUES_CAP, NAME_CAP = 32, 1 << 18, 1024  # of the containers, and characters of a name
+LEVELS_CAP, VALUES_CAP, NAME_CAP = 32, 1 << 17, 1024  # of the containers, and characters of a name
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,18 @@ class TorchContainer(Container):
         self.entry(name)
         shard = self._held[name]
         place, member = shard.places[name]
+        part = place if stop is None else place.rows(start, stop)
         try:
-            return place.read(shard.archive.view(member), start, stop)
+            return part.read(partial(shard.archive.view, member))
         except FormatError as error:
             raise FormatError(shard.name, name, error.rule, error.got, error.hint) from error
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
+
+    def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
+        for shard in self.shards:
+            yield from shard.archive.check({name: member for name, (_, member) in shard.places.items()})
 
     def close(self) -> None:
         for shard in self.shards:
@@ -203,22 +209,18 @@ def _weights_key(saved: Any) -> tuple[str | None, list[Any]]:
 def _flat(saved: Any, stem: str, path: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors by their dotted names. A container of few bytes may unfold to any number of them: counted."""
     seen: set[str] = set()
-    left = VALUES_CAP
-
-    def walk(value: Any, name: str, level: int) -> Iterator[tuple[str, Tensor]]:
-        nonlocal left
-        left -= 1
-        if left < 0 or level > LEVELS_CAP or len(name) > NAME_CAP:
-            rule = f"at most {VALUES_CAP} values in {LEVELS_CAP} levels, names of {NAME_CAP} characters"
-            raise FormatError(path, None, rule, "more", "a pickle that unfolds?")
+    waiting, left = [("", 0, saved)], VALUES_CAP
+    while waiting:
+        name, level, value = waiting.pop()
         if isinstance(value, Tensor):
             if (name or stem) in seen:
                 raise FormatError(path, name, "one tensor of this name", "two", None)
             seen.add(name or stem)
             yield name or stem, value
         elif isinstance(value, dict | list | tuple):
+            left -= len(value)
+            if left < 0 or level == LEVELS_CAP or len(name) > NAME_CAP:
+                rule = f"at most {VALUES_CAP} values in {LEVELS_CAP} levels, names of {NAME_CAP} characters"
+                raise FormatError(path, None, rule, "more", "a pickle that unfolds?")
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in pairs:
-                yield from walk(item, f"{name}.{key}" if name else str(key), level + 1)
-
-    yield from walk(saved, "", 0)
+            waiting += [(f"{name}.{key}" if name else str(key), level + 1, item) for key, item in pairs]

@@ -26,7 +26,7 @@ class VerifyReport:
     tensors
         Tensors whose bytes equal their checksum.
     unchecked
-        Names of tensors without a checksum (files that pumice did not write).
+        Names of tensors without a checksum (safetensors that pumice did not write; ZIP archives have their own).
     errors
         One FormatError for each bad tensor, array or header.
     """
@@ -94,6 +94,10 @@ def verify_reader(reader: Reader, path: str) -> VerifyReport:
             with_digest = digests.keys() & shard.entries.keys()
             checked += len(with_digest - {error.tensor for error in found})
             unchecked += shard.entries.keys() - with_digest
+        own = list(reader.container.check())
+        errors += [error for _, error in own if error]
+        checked += sum(name is not None and error is None for name, error in own)
+        unchecked = sorted(set(unchecked) - {name for name, _ in own})
     else:
         unchecked += reader.names()
     for name in reader.names():

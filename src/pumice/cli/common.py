@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pumice.checkpoint import Reader, TensorInfo
 from pumice.conversion import Progress
+from pumice.errors import near
 
 DONE, FAILED, USAGE, BAD_DATA, IO_ERROR, INTERRUPTED = 0, 1, 2, 65, 74, 130
 EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 130 interrupted"
@@ -34,6 +36,13 @@ def add_path(command: argparse.ArgumentParser, name: str = "path") -> None:
 def add_json(command: argparse.ArgumentParser) -> None:
     """For programs."""
     command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def find_tensor(reader: Reader, name: str) -> TensorInfo:
+    """What the reader says of a tensor; a ValueError with near names if there is no such."""
+    if name not in reader.names():
+        raise ValueError(f"tensor: expected one of the checkpoint's, got {name!r}{near(name, reader.names())}")
+    return reader.info(name)
 
 
 class Display:

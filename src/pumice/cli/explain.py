@@ -11,6 +11,7 @@ from typing import Any
 from pumice.checkpoint import load
 from pumice.choice import PLAIN
 from pumice.cli.common import DONE, add_command, add_json, add_path
+from pumice.errors import near
 from pumice.explanation import Explanation, explain
 from pumice.layouts import CompactArray
 from pumice.ops import compress
@@ -34,7 +35,9 @@ def add(commands: Any) -> None:
 def _explain(options: argparse.Namespace) -> int:
     weights = load(options.path)
     if options.tensor is not None and options.tensor not in weights:
-        raise ValueError(f"tensor: expected one of the checkpoint's, got {options.tensor!r}")
+        raise ValueError(
+            f"tensor: expected one of the checkpoint's, got {options.tensor!r}{near(options.tensor, weights)}"
+        )
     names = list(weights) if options.tensor is None else [options.tensor]
     found: dict[str, Explanation] = {}
     for name in names:

@@ -13,11 +13,11 @@ import numpy as np
 
 from pumice._core import native
 from pumice.checkpoint import TensorInfo, Writer, open_reader
-from pumice.checkpoint.base import Reader, same_file
+from pumice.checkpoint.base import Reader
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.conversion import CHUNK_BYTES, Progress, Tally, readable_infos
 from pumice.errors import NonFiniteError
-from pumice.model_folder import side_files
+from pumice.model_folder import check_apart, side_files
 from pumice.options import check_choice
 from pumice.report import Report, TensorReport
 from pumice.values.base import Array
@@ -213,12 +213,9 @@ def export(
     if format != "gguf" and (template is not None or allow_rounding or check):
         raise ValueError(f"template, allow_rounding, check: expected none of them for {format}, got some")
     source, target = Path(source), Path(target)
-    if same_file(source, target):
-        raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
     with open_reader(source, io=io) as reader:
-        if any(same_file(target, place) for file in reader.files for place in (file, file.parent)):
-            raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
-        copied, skipped = side_files(source, target)
+        check_apart(reader, source, target)
+        copied, skipped = side_files(reader, source, target)
         total = sum(reader.info(name).nbytes for name in reader.names())
         place = None if template is None else Path(template)
         tally = Tally(total, progress)

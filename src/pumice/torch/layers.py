@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pumice.checkpoint import TensorInfo
+from pumice.errors import near
 from pumice.recipe import EMBEDDING
 
 LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
@@ -58,8 +58,7 @@ def matching(model: nn.Module, match: str | Sequence[str] | None) -> dict[str, A
     patterns = [match] if isinstance(match, str) else list(match)
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in layers):
-            near = difflib.get_close_matches(pattern, layers, 3, 0.3)
-            hint = f" (near: {', '.join(near)})" if near else ""
+            hint = near(pattern, layers, 0.3)
             raise ValueError(f"match: expected a pattern that finds the name of a weight, got {pattern!r}{hint}")
     return {name: m for name, m in layers.items() if any(re.search(pattern, name) for pattern in patterns)}
 

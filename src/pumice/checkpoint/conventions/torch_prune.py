@@ -41,7 +41,7 @@ def _product(container: Container, original: str, mask: str) -> NDArray[Any]:
     """In the stored dtype, BF16 as patterns. The mask is of ones and zeros, so nothing is rounded; 0 * NaN is NaN."""
     dtype = container.entry(original).dtype
     weights, kept = widen(container.read(original), dtype), widen(container.read(mask), container.entry(mask).dtype)
-    if not np.isin(kept, (0, 1)).all():
+    if not ((kept == 0) | (kept == 1)).all():
         raise FormatError(container.where(mask), mask, "a mask of zeros and ones", "other values", None)
     with np.errstate(invalid="ignore"):  # 0 * inf
         product: NDArray[Any] = np.asarray(weights * kept.astype(weights.dtype))
