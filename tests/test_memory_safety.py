@@ -186,6 +186,37 @@ def test_compressing_rows(guarded: Guarded) -> None:
                 np.testing.assert_array_equal(data, matrix[row, col])
 
 
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_rounding_what_is_stored(values: str, guarded: Guarded) -> None:
+    bits, middle, dtype = int(values[3:]), 1 << int(values[3:]) - 1, {"int8": np.int8, "int4": np.uint8}[values]
+    for rows, cols in SHAPES:
+        w = guarded(pm.prune(random((rows, cols)), 0.6))
+        for group in (16, max(cols, 1)):
+            low, high = native.group_range(w, group)
+            scales = guarded(np.maximum(high, -low) / np.float32(-middle))
+            codes = (
+                native.unpack_codes(native.encode_int(w, scales, None, bits, group), bits, cols).astype(int) - middle
+            )
+            row, col = np.nonzero(codes)
+            room = native.row_offsets(native.count_csr(w, "float32"), values)
+            data = guarded(np.zeros(room[-1], dtype))
+            bitmask, counts = native.fill_bitmask_codes(w, scales, values, group, guarded(room), data)
+            np.testing.assert_array_equal(np.unpackbits(bitmask, axis=1, bitorder="little")[:, :cols], codes != 0)
+            np.testing.assert_array_equal(counts, (codes != 0).sum(1))
+            ends = native.row_offsets(counts, values)
+            if values == "int8":
+                np.testing.assert_array_equal(data[: ends[-1]], codes[row, col])
+            if group < cols or cols == 0:
+                continue
+            indptr = native.row_offsets(native.count_csr(w, "float32"), "int8")
+            indices, again = guarded(np.zeros(indptr[-1], np.uint16)), guarded(np.zeros(room[-1], dtype))
+            starts = guarded(room) if values == "int4" else None
+            same = native.fill_csr_codes(w, scales, values, guarded(indptr), starts, indices, again)
+            np.testing.assert_array_equal(same, counts)
+            np.testing.assert_array_equal(indices[: len(col)], col)
+            np.testing.assert_array_equal(again[: ends[-1]], data[: ends[-1]])
+
+
 @pytest.mark.parametrize(
     "scheme", ["bsr-4x4", "bsr-3x5+int8", "bsr-16x1", "bsr-16x4+int8", "bsr-8x4+int4", "bsr-4x4+float16"]
 )

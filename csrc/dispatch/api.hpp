@@ -11,6 +11,7 @@
 #include "formats/compressed.hpp"
 #include "formats/bsr.hpp"
 #include "formats/integer.hpp"
+#include "formats/stored_codes.hpp"
 #include "status.hpp"
 #include "views.hpp"
 
@@ -45,6 +46,7 @@ void find_places(const void* values, Values type, int64_t rows, int64_t cols, in
                  int64_t* counts) noexcept;
 void count_places(const uint8_t* bitmask, int64_t rows, int64_t cols, int kept, int of, int64_t* counts) noexcept;
 void gather(const void* values, const Bitmask& w, void* data) noexcept;
+void fill_bitmask_codes(const formats::FloatRows& m, const int64_t* offsets, uint8_t* bitmask, uint8_t* data, int64_t* counts) noexcept;
 void scatter(const Bitmask& w, int64_t begin, int64_t end, int64_t stride, void* out) noexcept;
 void panel_masks(const Bitmask& w, uint64_t* masks, int64_t* sizes) noexcept;
 Status panel_data(const Bitmask& w, const uint64_t* masks, const int64_t* offsets, uint8_t* data) noexcept;
@@ -60,6 +62,9 @@ Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) no
 Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode) noexcept;
 void count_csr(const StoredMatrix& m, int64_t* counts) noexcept;
 void fill_csr(const StoredMatrix& m, const CompressedRows& w, formats::RowBuffers out) noexcept;
+// From floats: counts[row] codes each, moved together; indptr, starts and offsets say how much room each row has.
+void fill_csr_codes(const formats::FloatRows& m, const int64_t* indptr, const int64_t* starts, formats::RowBuffers out,
+                    bool wide_indices, int64_t* counts) noexcept;
 void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 void count_runs(const CompressedRows& w, uint8_t* runs) noexcept;
 // Block-sparse weights from matrices, and back: formats/bsr.hpp. False: no memory for the scratch.

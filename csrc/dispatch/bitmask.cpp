@@ -85,6 +85,13 @@ void gather(const void* values, const Bitmask& w, void* data) noexcept {
           [&](Range r) { formats::gather(values, w, r.begin, r.end, data); });
 }
 
+void fill_bitmask_codes(const formats::FloatRows& m, const int64_t* offsets, uint8_t* bitmask, uint8_t* data, int64_t* counts) noexcept {
+  on_pool(m.rows, 1, m.rows * m.g.cols * 8, [&](Range range) {
+    formats::fill_bitmask_codes(m, range.begin, range.end, offsets, bitmask, data, counts);
+  });
+  formats::close_gaps(data, m.g.bits == 8 ? 1 : 0, m.rows, offsets, counts);
+}
+
 void scatter(const Bitmask& w, int64_t begin, int64_t end, int64_t stride, void* out) noexcept {
   const int64_t size = value_bytes(w.values);
   on_pool(end - begin, 1, (end - begin) * stride * size + (w.offsets[end] - w.offsets[begin]) * kBytesPerValue, [&](Range r) {

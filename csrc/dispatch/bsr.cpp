@@ -10,6 +10,7 @@ namespace pumice::api {
 namespace {
 
 constexpr int64_t kNearBytes = 512 << 10;  // of quantized x that is held at a time: what stays in L2
+constexpr int64_t kMostRows = 128;         // and its rows: their sums stay in L1
 
 int64_t block_rows_of(const BlockSparse& w) noexcept { return ceil_div(w.rows, w.blockrows); }
 
@@ -89,7 +90,7 @@ Status matmul_integer_tiles(const BlockSparse& w, const Operands& io, int64_t fi
   const KernelTable& kernel = kernels();
   LaneTiles a{};
   a.batch = batch;
-  a.lanes = batch <= 16 ? 16 : kMostLanes;
+  a.lanes = kernel.bsr_lanes(w, batch);
   a.blocks = ceil_div(w.cols, kBlock);
   a.padded = a.blocks * kBlock;
   const int64_t tiles = ceil_div(batch, a.lanes);
@@ -189,7 +190,7 @@ Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode) no
   const bool two_digits = mode == Activations::kInt16;
   if (io.batch == 1) return matmul_integer_row(w, io, 0, two_digits);
   const int64_t near = kNearBytes / std::max<int64_t>(1, w.cols * (two_digits ? 2 : 1)) / kMostLanes * kMostLanes;
-  const int64_t most = std::max(near, kMostLanes);
+  const int64_t most = std::clamp(near, kMostLanes, kMostRows);
   for (int64_t first = 0; first < io.batch; first += most) {
     const Status status = matmul_integer_tiles(w, io, first, std::min(most, io.batch - first), two_digits);
     if (status != Status::kOk) return status;

@@ -243,6 +243,15 @@ void fill_csr(const StoredMatrix& m, const CompressedRows& w, formats::RowBuffer
   on_pool(m.rows, 1, m.rows * m.cols * 8, [&](Range range) { formats::fill_rows(m, range.begin, range.end, w, out); });
 }
 
+void fill_csr_codes(const formats::FloatRows& m, const int64_t* indptr, const int64_t* starts, formats::RowBuffers out,
+                    bool wide_indices, int64_t* counts) noexcept {
+  on_pool(m.rows, 1, m.rows * m.g.cols * 8, [&](Range range) {
+    formats::fill_csr_codes(m, range.begin, range.end, indptr, starts, out, wide_indices, counts);
+  });
+  formats::close_gaps(out.indices, wide_indices ? 4 : 2, m.rows, indptr, counts);
+  formats::close_gaps(out.data, starts ? 0 : 1, m.rows, starts ? starts : indptr, counts);
+}
+
 void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept {
   on_pool(count, 1, count * w.cols * 4, [&](Range range) { formats::decode_rows(w, ids, first, range.begin, range.end, out); });
 }

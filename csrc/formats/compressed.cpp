@@ -3,57 +3,34 @@
 #include <algorithm>
 #include <cstring>
 
+#include "formats/collect.hpp"
 #include "formats/halves.hpp"
 
 namespace pumice::formats {
 namespace {
 
-constexpr int64_t kStrip = 512;  // columns whose stored values are collected before they are copied out
-constexpr int kMiddle = 8;       // the int4 code of 0
-
 template <class T>
 int64_t count_stored(const T* values, int64_t count) {
   int64_t total = 0;
-  for (int64_t k = 0; k < count; k += kStrip) {
+  for (int64_t k = 0; k < count; k += kCollected) {
     int32_t some = 0;  // narrow, so that compilers vectorise
     const T* v = values + k;
-    const int n = static_cast<int>(std::min(kStrip, count - k));
+    const int n = static_cast<int>(std::min(kCollected, count - k));
     for (int i = 0; i < n; ++i) some += v[i] != T(0);
     total += some;
   }
   return total;
 }
 
-// Copies what is not 0 of `count` values to `out`, and its columns. Without a branch for each value: it writes them all and
-// keeps those that count, so out and columns have room for `count` and one more.
-template <class T, class Index>
-int64_t collect(const T* values, int64_t first, int64_t count, Index* columns, T* out) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    columns[n] = static_cast<Index>(first + i);
-    out[n] = values[i];
-    n += values[i] != T(0);
-  }
-  return n;
-}
-
-// Puts codes into a row of int4, at place `at` of it; the half byte behind the last one is 0.
-void put_codes(uint8_t* row, int64_t at, const int8_t* codes, int64_t count) {
-  for (int64_t i = 0; i < count; ++i, ++at) {
-    const auto code = static_cast<uint8_t>(codes[i] + kMiddle);
-    row[at / 2] = static_cast<uint8_t>(at % 2 ? row[at / 2] | code << 4 : code);
-  }
-}
-
 template <class T, class Index>
 void fill(const StoredMatrix& m, int64_t begin, int64_t end, const CompressedRows& w, Index* indices, void* data) {
-  Index columns[kStrip + 1];
-  T values[kStrip + 1];
+  Index columns[kCollected + 1];
+  T values[kCollected + 1];
   for (int64_t r = begin; r < end; ++r) {
     const T* row = static_cast<const T*>(m.values) + r * m.cols;
     int64_t at = w.indptr[r];
-    for (int64_t k = 0; k < m.cols && at < w.indptr[r + 1]; k += kStrip) {
-      const int64_t n = collect(row + k, k, std::min(kStrip, m.cols - k), columns, values);
+    for (int64_t k = 0; k < m.cols && at < w.indptr[r + 1]; k += kCollected) {
+      const int64_t n = collect(row + k, k, std::min(kCollected, m.cols - k), columns, values);
       std::copy_n(columns, n, indices + at);
       if constexpr (sizeof(T) == 1) {
         if (w.starts) {

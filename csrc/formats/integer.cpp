@@ -138,6 +138,26 @@ void join_planes(const uint8_t* in, int64_t cols, int bits, uint8_t* row) noexce
   clear_padding(row, cols, bits);
 }
 
+// The range of `count` values, in kLanes chains, so that compilers can use vectors without reordering.
+template <int kLanes>
+void range_of(const float* v, int64_t count, float* low, float* high) noexcept {
+  float lo[kLanes], hi[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) lo[lane] = hi[lane] = v[0];
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lo[lane] = v[i + lane] < lo[lane] ? v[i + lane] : lo[lane];
+      hi[lane] = v[i + lane] > hi[lane] ? v[i + lane] : hi[lane];
+    }
+  }
+  for (; i < count; ++i) {
+    lo[0] = std::min(lo[0], v[i]);
+    hi[0] = std::max(hi[0], v[i]);
+  }
+  *low = *std::min_element(lo, lo + kLanes);
+  *high = *std::max_element(hi, hi + kLanes);
+}
+
 }  // namespace
 
 int64_t first_nonfinite(const float* values, int64_t count) noexcept {
@@ -162,22 +182,8 @@ void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* lo
     for (int64_t k = 0, group = 0; group < g.groups; ++group, k += g.group) {
       const float* v = w + row * g.cols + k;
       const int64_t count = std::min(g.group, g.cols - k);
-      constexpr int kLanes = 8;  // independent chains, so that the compiler can use vectors without reordering
-      float lo[kLanes], hi[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) lo[lane] = hi[lane] = v[0];
-      int64_t i = 0;
-      for (; i + kLanes <= count; i += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          lo[lane] = v[i + lane] < lo[lane] ? v[i + lane] : lo[lane];
-          hi[lane] = v[i + lane] > hi[lane] ? v[i + lane] : hi[lane];
-        }
-      }
-      for (; i < count; ++i) {
-        lo[0] = std::min(lo[0], v[i]);
-        hi[0] = std::max(hi[0], v[i]);
-      }
-      low[row * g.groups + group] = *std::min_element(lo, lo + kLanes);
-      high[row * g.groups + group] = *std::max_element(hi, hi + kLanes);
+      const int64_t at = row * g.groups + group;
+      (count < 128 ? range_of<8> : range_of<32>)(v, count, low + at, high + at);
     }
   }
 }
@@ -211,6 +217,18 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, const flo
       }
       pack_strip(codes, stop - k, g.bits, out + k * g.bits / 8);
     }
+  }
+}
+
+void signed_codes(const float* values, int64_t count, float scale, int bits, int8_t* codes) noexcept {
+  const int middle = 1 << (bits - 1);
+  const auto zero = static_cast<float>(middle), top = static_cast<float>(2 * middle - 1);
+  if (scale == 0.0f) {
+    std::memset(codes, 0, static_cast<size_t>(count));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    codes[i] = static_cast<int8_t>(static_cast<int>(nearest_code(values[i], scale, zero, -0.0f, top)) - middle);
   }
 }
 

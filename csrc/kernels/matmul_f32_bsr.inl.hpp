@@ -5,6 +5,7 @@
 // the rows of a block, or its columns. Accurate to gamma_n |w||x|.
 #pragma once
 
+#include "kernels/store_rows.inl.hpp"
 #include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
@@ -133,25 +134,6 @@ inline void f32_bsr_rows(const BlockSparse& w, const float* data, int64_t first,
                                          sums + row * lanes);
   }
   if constexpr (kRows > 1) f32_bsr_rows<kRows / 2, kVectors, kCols>(w, data, first, last, x, lanes, row, sums);
-}
-
-// y[m][r] = sums[r][m] for some rows of w.
-inline void store_rows(float* sums, int64_t lanes, int64_t rows, int64_t batch, float* y, int64_t y_stride) {
-  int64_t r = 0;
-  for (; r + kLanes <= rows; r += kLanes) {
-    for (int64_t m = 0; m < batch; m += kLanes) {
-      F32 v[kLanes];
-      unroll<kLanes>([&](auto i) ALWAYS_INLINE { v[i] = load_f32(sums + (r + i) * lanes + m); });
-      transpose(v);
-      const int64_t count = batch - m < kLanes ? batch - m : kLanes;
-      unroll<kLanes>([&](auto i) ALWAYS_INLINE {
-        if (i < count) store_f32(y + (m + i) * y_stride + r, v[i]);
-      });
-    }
-  }
-  for (; r < rows; ++r) {
-    for (int64_t m = 0; m < batch; ++m) y[m * y_stride + r] = sums[r * lanes + m];
-  }
 }
 
 template <class T, int kVectors, int kCols>

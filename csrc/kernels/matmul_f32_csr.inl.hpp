@@ -5,6 +5,7 @@
 // of a block stays in a near cache while all rows of a chunk meet it; their sums wait in memory.
 #pragma once
 
+#include "kernels/store_rows.inl.hpp"
 #include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
@@ -77,16 +78,6 @@ inline void f32_segment(const float* data, const Index* indices, int64_t first, 
   });
 }
 
-// y[m][r] = sums[r][m] for the rows of a chunk.
-inline void store_chunk(const float* sums, int64_t lanes, int64_t batch, int64_t rows, float* y, int64_t y_stride) {
-  for (int64_t r = 0; r < rows; r += 16) {
-    const int64_t count = rows - r < 16 ? rows - r : 16;
-    for (int64_t m = 0; m < batch; ++m) {
-      for (int64_t i = 0; i < count; ++i) y[m * y_stride + r + i] = sums[(r + i) * lanes + m];
-    }
-  }
-}
-
 // Stored values of row r in the blocks of columns b .. b + pass - 1.
 inline int64_t in_blocks(const CompressedRows& w, int64_t blocks, int64_t r, int64_t b, int64_t pass) {
   const uint8_t* runs = w.runs + r * blocks;
@@ -134,7 +125,7 @@ inline void f32_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
       at[r - begin] = last;
     }
   }
-  store_chunk(sums, kTile, x.batch, end - begin, y + begin, y_stride);
+  store_rows(sums, kTile, end - begin, x.batch, y + begin, y_stride);
 }
 
 void matmul_f32_csr(const CompressedRows& w, int64_t begin, int64_t end, const ColumnTile& x, float* y, int64_t y_stride) {

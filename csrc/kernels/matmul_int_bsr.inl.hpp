@@ -3,315 +3,19 @@
 // The same arithmetic as matmul_int on the same codes, bit for bit: t is exact, and a block of 128 columns that holds no
 // stored weight would add +0. One scale per row: y = (sum over blocks of float(t) * as) * scale.
 //
-// Weights are met as quads: 4 columns of some rows, where they rest if blocks have whole quads of int8, else gathered into
-// panels of 16 rows. Of a single row of x, lanes are rows of w; of a tile of x, they are its rows, and no lane is idle
-// whatever the block. Quads of one block of 128 columns are a run.
+// Where the rows of blocks fill vectors they are the lanes (matmul_int_bsr_tall.inl.hpp); here lanes are rows of x, and none is
+// idle whatever the block.
 #pragma once
 
-#include "kernels/matmul_f32_bsr.inl.hpp"  // index_at, store_rows
+#include "kernels/bsr_quads.inl.hpp"
+#include "kernels/matmul_int_bsr_tall.inl.hpp"
+#include "kernels/store_rows.inl.hpp"
 #include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
 
 namespace pumice::PUMICE_ISA {
 namespace {
-
-constexpr int64_t kBlockQuads = kBlock / 4;
-constexpr int32_t kLaneBias = Dot<8, false>::kByteDigits ? 128 - kOffset<8> : 0;  // what digits of LaneDot are raised by
-
-// Up to 16 rows of one block row.
-struct Quads {
-  const uint8_t* codes;  // code c of quad i, row r: codes[offsets[i] + r * stride + c]
-  int64_t stride;
-  int64_t rows, count, runs;
-  bool rest_alone;       // the rows are all of their blocks
-  uint32_t* columns;     // [count + 1] column / 4, rising; the last one is in no block
-  int64_t* offsets;      // [count]
-  uint32_t* ends;        // [runs] the first quad behind a run
-  uint32_t* blocks;      // [runs]
-  int32_t* starts;       // [runs][16] -kLaneBias * the sum of the codes
-  uint8_t* panels;       // [count][16][4] if they are gathered
-};
-
-// Parts of the scratch.
-inline Quads carve_quads(uint8_t* scratch, int64_t cols) {
-  const int64_t most = ceil_div(cols, 4), runs = ceil_div(cols, kBlock);
-  Quads q{};
-  q.panels = scratch;
-  q.offsets = reinterpret_cast<int64_t*>(q.panels + most * 64 + 1024);
-  q.columns = reinterpret_cast<uint32_t*>(q.offsets + most);
-  q.ends = q.columns + most + 1;
-  q.blocks = q.ends + runs + 1;
-  q.starts = reinterpret_cast<int32_t*>(q.blocks + runs + 1);
-  return q;
-}
-
-// Whether quads are met where they rest.
-inline bool in_place(const BlockSparse& w) { return w.values == Values::kInt8 && w.blockcols % 4 == 0; }
-
-// Of rows `row` and up of the blocks first .. last - 1, whose data is fetched for the next block row meanwhile.
-template <class Index>
-inline void place_quads(const BlockSparse& w, const Index* indices, int64_t first, int64_t last, int64_t row, Quads& q) {
-  const int64_t size = w.blockrows * w.blockcols, per_block = w.blockcols / 4, most = ceil_div(w.cols, 4), blocks = last - first;
-  uint32_t* columns = q.columns;
-  int64_t* offsets = q.offsets;
-  q.codes = static_cast<const uint8_t*>(w.data) + first * size + row * w.blockcols;
-  q.stride = w.blockcols;
-  indices += first;
-  if (per_block == 1) {
-    for (int64_t i = 0; i < blocks; ++i) columns[i] = indices[i];
-    for (int64_t i = 0; i < blocks; ++i) offsets[i] = i * size;
-    q.count = blocks;
-  } else {
-    for (int64_t i = 0; i < blocks; ++i, columns += per_block, offsets += per_block) {
-      for (int64_t j = 0; j < per_block; ++j) {
-        columns[j] = static_cast<uint32_t>(indices[i] * per_block + j);
-        offsets[j] = i * size + 4 * j;
-      }
-    }
-    q.count = blocks * per_block;
-    while (q.count > 0 && q.columns[q.count - 1] >= most) --q.count;  // a block over the edge
-  }
-  for (const uint8_t *next = q.codes + blocks * size, *stop = next + blocks * size; next < stop; next += 64) prefetch(next);
-}
-
-inline void gather_quads(const BlockSparse& w, int64_t first, int64_t last, int64_t row, Quads& q) {
-  const int64_t cols = w.blockcols, size = w.blockrows * cols;
-  q.codes = q.panels;
-  q.stride = 4;
-  q.count = 0;
-  uint32_t open = ~0u;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t k = index_at(w, i) * cols, stop = w.cols - k < cols ? w.cols - k : cols;
-    for (int64_t c = 0; c < stop; ++c) {
-      const auto column = static_cast<uint32_t>((k + c) / 4);
-      if (column != open) {
-        open = column;
-        q.columns[q.count] = column;
-        q.offsets[q.count] = q.count * 64;
-        std::memset(q.panels + q.count++ * 64, 0, 64);
-      }
-      uint8_t* to = q.panels + (q.count - 1) * 64 + (k + c) % 4;
-      const int64_t from = row * cols + c;
-      if (w.values == Values::kInt8) {
-        const uint8_t* data = static_cast<const uint8_t*>(w.data) + i * size + from;
-        for (int64_t r = 0; r < q.rows; ++r) to[r * 4] = data[r * cols];
-      } else {
-        const uint8_t* data = static_cast<const uint8_t*>(w.data) + i * size / 2;
-        for (int64_t r = 0; r < q.rows; ++r) {
-          const int64_t at = from + r * cols;
-          to[r * 4] = static_cast<uint8_t>((data[at / 2] >> (at % 2 * 4) & 15) - 8);
-        }
-      }
-    }
-  }
-}
-
-// Where runs end: without a branch, which could not be foreseen.
-inline void find_runs(Quads& q) {
-  uint32_t *columns = q.columns, *ends = q.ends, *blocks = q.blocks;
-  const int64_t count = q.count;
-  columns[count] = ~0u;
-  int64_t runs = 0;
-  uint32_t block = columns[0] / static_cast<uint32_t>(kBlockQuads);
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t next = columns[i + 1] / static_cast<uint32_t>(kBlockQuads);
-    ends[runs] = static_cast<uint32_t>(i + 1);
-    blocks[runs] = block;
-    runs += block != next;
-    block = next;
-  }
-  q.runs = runs;
-}
-
-// Calls body(q, row) for the rows of one block row, 16 at a time.
-template <class Body>
-inline void for_quads(const BlockSparse& w, int64_t block_row, Quads& q, bool where_they_rest, const Body& body) {
-  const int64_t top = block_row * w.blockrows, first = w.indptr[block_row], last = w.indptr[block_row + 1];
-  for (int64_t row = 0; row < w.blockrows && top + row < w.rows; row += kPanelRows) {
-    q.rows = w.blockrows - row < kPanelRows ? w.blockrows - row : kPanelRows;
-    q.rest_alone = q.rows == w.blockrows;
-    if (!where_they_rest) {
-      gather_quads(w, first, last, row, q);
-    } else if (w.wide_indices) {
-      place_quads(w, static_cast<const uint32_t*>(w.indices), first, last, row, q);
-    } else {
-      place_quads(w, static_cast<const uint16_t*>(w.indices), first, last, row, q);
-    }
-    find_runs(q);
-    body(top + row);
-  }
-}
-
-// A single row of x.
-
-// What the runs of a block row sum to, ever larger sums, so that no loop ends with a run.
-struct RunSums {
-  int32_t* sums;         // [runs][rows]
-  int32_t* corrections;  // [runs]: -128 * the sum of the activations that met a weight, as in QuantizedTiles.starts
-};
-
-// sums[kRows] of x times rows: y[r] = sum over runs of float(t) * as.
-template <bool kTwoDigits, int kSlices>
-__attribute__((flatten)) inline void int_bsr_slices(const Quads& q, const uint8_t* codes, const QuantizedTiles& a, uint32_t mask,
-                                                    const RunSums& to, F32 (&y)[kSlices]) {
-  using D = Dot<8, kTwoDigits>;
-  const uint32_t* columns = q.columns;  // what the loop reads, apart from what it writes
-  const int64_t *offsets = q.offsets, count = q.count;
-  const uint8_t* quads = a.quads;
-  const int32_t* starts = a.starts;
-  int32_t *out = to.sums, *corrections = to.corrections;
-  I32 sums[kSlices];
-  unroll<kSlices>([&](auto s) { sums[s] = zero_i32(); });
-  int32_t correction = 0;
-  int64_t run = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t column = columns[i];
-    const uint8_t* quad = quads + column * (D::kPlanes * 4);
-    const uint8_t* at = codes + offsets[i];
-    const auto digits = D::load(quad, quad + 4);
-    correction += starts[column];
-    unroll<kSlices>([&](auto s) ALWAYS_INLINE {
-      D dot;
-      typename D::Wide wide;
-      dot.start(zero_i32(), wide);
-      dot.add(flip(load_codes(at + s * kLanes * 4), mask), digits);
-      dot.flush(wide);
-      sums[s] = add(sums[s], dot.total(wide));
-      store_i32(out + run * kSlices * kLanes + s * kLanes, sums[s]);
-    });
-    corrections[run] = correction;
-    run += (column ^ columns[i + 1]) >= kBlockQuads;
-  }
-  I32 before[kSlices];
-  unroll<kSlices>([&](auto s) {
-    before[s] = zero_i32();
-    y[s] = zero_f32();
-  });
-  int32_t before_correction = 0;
-  for (run = 0; run < q.runs; ++run) {
-    const F32 scale = set_f32(a.steps[q.blocks[run]]);
-    const I32 corrected = set_i32(to.corrections[run] - before_correction);
-    before_correction = to.corrections[run];
-    unroll<kSlices>([&](auto s) ALWAYS_INLINE {
-      const I32 sum = load_i32(to.sums + run * kSlices * kLanes + s * kLanes);
-      y[s] = add(y[s], mul(to_f32(add(sub(sum, before[s]), corrected)), scale));
-      before[s] = sum;
-    });
-  }
-}
-
-template <bool kTwoDigits, int kSlices>
-inline void int_bsr_parts(const Quads& q, const QuantizedTiles& a, uint32_t mask, const RunSums& to, int64_t row, int64_t rows,
-                          const float* scales, float* y) {
-  for (; row + kSlices * kLanes <= q.rows; row += kSlices * kLanes) {
-    F32 sums[kSlices];
-    float out[kSlices * kLanes];
-    int_bsr_slices<kTwoDigits, kSlices>(q, q.codes + row * q.stride, a, mask, to, sums);
-    unroll<kSlices>([&](auto s) { store_f32(out + s * kLanes, sums[s]); });
-    for (int64_t r = row; r < row + kSlices * kLanes && r < rows; ++r) y[r] = 0.0f + out[r - row] * scales[r];
-  }
-  if constexpr (kSlices > 1) int_bsr_parts<kTwoDigits, kSlices / 2>(q, a, mask, to, row, rows, scales, y);
-}
-
-// Blocks of kRows x 4 that are part of a vector: some at a time.
-template <bool kTwoDigits, int kRows>
-__attribute__((flatten)) inline void int_bsr_small(const Quads& q, const QuantizedTiles& a, uint32_t mask, const RunSums& to,
-                                                   int32_t* products, uint32_t* quads, float* y) {
-  using D = Dot<8, kTwoDigits>;
-  constexpr int kBlocks = kLanes / kRows;
-  const int64_t count = q.count;
-  const uint32_t* columns = q.columns;
-  const int32_t* starts = a.starts;
-  uint32_t* planes[2] = {quads, quads + count + 4};
-  for (int p = 0; p < D::kPlanes; ++p) {
-    const uint8_t* from = a.quads + p * 4;
-    for (int64_t i = 0; i < count; ++i) std::memcpy(planes[p] + i, from + columns[i] * (D::kPlanes * 4), 4);
-  }
-  const auto meet = [&](int64_t i, const uint8_t* codes, int32_t* out) ALWAYS_INLINE {
-    typename D::Digits digits;
-    if constexpr (D::kPlanes == 1) {
-      digits = {spread_quads<kBlocks>(planes[0] + i)};
-    } else {
-      digits = {spread_quads<kBlocks>(planes[0] + i), spread_quads<kBlocks>(planes[1] + i)};
-    }
-    D dot;
-    typename D::Wide wide;
-    dot.start(zero_i32(), wide);
-    dot.add(flip(load_codes(codes), mask), digits);
-    dot.flush(wide);
-    store_i32(out, dot.total(wide));
-  };
-  int64_t i = 0;
-  for (; i + kBlocks <= count; i += kBlocks) {
-    meet(i, q.codes + i * kRows * 4, products + i * kRows);
-  }
-  if (i < q.count) {  // through a scratch: nothing is read past the end
-    uint8_t codes[kLanes * 4] = {};
-    std::memcpy(codes, q.codes + i * kRows * 4, static_cast<size_t>((q.count - i) * kRows * 4));
-    meet(i, codes, products + i * kRows);
-  }
-  int32_t sums[kRows] = {}, correction = 0, *ends = to.sums;
-  int64_t run = 0;
-  for (i = 0; i < count; ++i) {
-    const uint32_t column = columns[i];
-    correction += starts[column];
-    for (int r = 0; r < kRows; ++r) {
-      sums[r] += products[i * kRows + r];
-      ends[run * kRows + r] = sums[r] + correction;
-    }
-    run += (column ^ columns[i + 1]) >= kBlockQuads;
-  }
-  int32_t before[kRows] = {};
-  float out[kRows] = {};
-  for (run = 0; run < q.runs; ++run) {
-    const float scale = a.steps[q.blocks[run]];
-    for (int r = 0; r < kRows; ++r) {
-      out[r] += static_cast<float>(to.sums[run * kRows + r] - before[r]) * scale;
-      before[r] = to.sums[run * kRows + r];
-    }
-  }
-  for (int r = 0; r < kRows; ++r) y[r] = out[r];
-}
-
-template <bool kTwoDigits>
-inline void int_bsr_row(const BlockSparse& w, int64_t begin, int64_t end, const QuantizedTiles& a, uint8_t* scratch, float* y) {
-  const int64_t runs = ceil_div(w.cols, kBlock), most = ceil_div(w.cols, 4);
-  Quads q = carve_quads(scratch, w.cols);
-  RunSums to;
-  to.corrections = q.starts + (runs + 1) * 16;
-  to.sums = to.corrections + runs + 1;
-  const bool rows_fit = w.blockrows % kLanes == 0, small = w.blockrows == 4 || w.blockrows == 8;
-  const bool rest = w.values == Values::kInt8 && w.blockcols == 4 && (rows_fit || small);
-  const uint32_t mask = (0x80 ^ static_cast<uint32_t>(kOffset<8>)) * 0x01010101u;
-  for (int64_t b = begin; b < end; ++b) {
-    for_quads(w, b, q, rest, [&](int64_t row) ALWAYS_INLINE {
-      const int64_t rows = w.rows - row < q.rows ? w.rows - row : q.rows;
-      if (!rest) q.rows = kPanelRows;
-      if (rest && !rows_fit) {
-        auto* products = reinterpret_cast<int32_t*>(q.panels);  // [count][R] and [2][count + 4], where panels are not needed
-        auto* quads = reinterpret_cast<uint32_t*>(products + (most + kLanes) * 8);
-        float out[8];
-        if constexpr (kLanes > 4) {
-          if (w.blockrows == 4) int_bsr_small<kTwoDigits, 4>(q, a, mask, to, products, quads, out);
-        }
-        if constexpr (kLanes > 8) {
-          if (w.blockrows == 8) int_bsr_small<kTwoDigits, 8>(q, a, mask, to, products, quads, out);
-        }
-        for (int64_t r = 0; r < rows; ++r) y[row + r] = 0.0f + out[r] * w.scales[row + r];
-      } else {
-        int_bsr_parts<kTwoDigits, kPanelSlices>(q, a, mask, to, 0, rows, w.scales + row, y + row);
-      }
-    });
-  }
-}
-
-void matmul_int_bsr_row(const BlockSparse& w, int64_t begin, int64_t end, const QuantizedTiles& a, bool two_digits,
-                        uint8_t* scratch, float* y) {
-  (two_digits ? int_bsr_row<true> : int_bsr_row<false>)(w, begin, end, a, scratch, y);
-}
-
-// Tiles of x.
 
 // starts[run][kRows], of rows that are products[quad][kRows].
 template <int kRows>
@@ -322,7 +26,7 @@ inline void sum_runs(const Quads& q, const int32_t* products) {
     for (const int64_t end = q.ends[run]; i < end; ++i) {
       for (int r = 0; r < kRows; ++r) sums[r] += products[i * kRows + r];
     }
-    for (int r = 0; r < kRows; ++r) q.starts[run * kPanelRows + r] = -kLaneBias * sums[r];
+    for (int r = 0; r < kRows; ++r) q.starts[run * kPanelRows + r] = -kRaised * sums[r];
   }
 }
 
@@ -353,7 +57,7 @@ inline void find_starts(const Quads& q) {
       for (int64_t row = 0; row < q.rows; row += kLanes) {
         I32 sum = zero_i32();
         for (int64_t j = from; j < i; ++j) sum = add_bytes(sum, load_codes(q.codes + q.offsets[j] + row * 4));
-        store_i32(to + row, mul(sum, set_i32(-kLaneBias)));
+        store_i32(to + row, mul(sum, set_i32(-kRaised)));
       }
       continue;
     }
@@ -363,7 +67,7 @@ inline void find_starts(const Quads& q) {
         const auto* codes = reinterpret_cast<const int8_t*>(q.codes + q.offsets[j] + r * q.stride);
         sum += codes[0] + codes[1] + codes[2] + codes[3];
       }
-      to[r] = -kLaneBias * sum;
+      to[r] = -kRaised * sum;
     }
   }
 }
@@ -372,7 +76,7 @@ inline void find_starts(const Quads& q) {
 template <bool kTwoDigits, int kRows, int kVectors>
 __attribute__((flatten)) inline void int_bsr_part(const Quads& q, int64_t row, const uint8_t* quads, const float* steps,
                                                   int64_t lanes, float* sums) {
-  using D = LaneDot<kTwoDigits>;
+  using D = SignedDot<kTwoDigits>;
   unroll<kRows>([&](auto r) {
     unroll<kVectors>([&](auto v) { store_f32(sums + r * lanes + v * kLanes, zero_f32()); });
   });
@@ -383,17 +87,17 @@ __attribute__((flatten)) inline void int_bsr_part(const Quads& q, int64_t row, c
   for (int64_t run = 0; run < q.runs; ++run) {
     D dots[kRows][kVectors];
     unroll<kRows>([&](auto r) {
-      const I32 start = set_i32(kLaneBias ? q.starts[run * kPanelRows + row + r] : 0);
+      const I32 start = set_i32(kRaised ? q.starts[run * kPanelRows + row + r] : 0);
       unroll<kVectors>([&](auto v) { dots[r][v].start(start); });
     });
     const int64_t end = q.ends[run];
     for (; i < end; ++i) {
       const uint8_t* at = quads + columns[i] * (D::kPlanes * lanes * 4);
       const uint8_t* codes = rows + offsets[i];
-      typename D::Lanes a[kVectors];
+      typename D::Activations a[kVectors];
       unroll<kVectors>([&](auto v) ALWAYS_INLINE { a[v] = D::load(at + v * kLanes * 4, lanes * 4); });
       unroll<kRows>([&](auto r) ALWAYS_INLINE {
-        const auto weights = D::load_weights(codes + r * stride);
+        const auto weights = D::broadcast_weights(codes + r * stride);
         unroll<kVectors>([&](auto v) ALWAYS_INLINE { dots[r][v].add(a[v], weights); });
       });
     }
@@ -436,15 +140,16 @@ inline void store_tiles(const BlockSparse& w, const LaneTiles& a, int64_t first,
 template <bool kTwoDigits, int kVectors>
 inline void int_bsr_tiles(const BlockSparse& w, int64_t begin, int64_t end, const LaneTiles& a, uint8_t* scratch, float* y,
                           int64_t y_stride) {
-  using D = LaneDot<kTwoDigits>;
+  using D = SignedDot<kTwoDigits>;
   constexpr int kRows = kRegisters / 2 / kVectors / D::kRegisters;
   const int64_t apart = 2 * kPanelRows * a.lanes;
   auto* sums = reinterpret_cast<float*>(scratch + int_bsr_scratch(w.cols));
   Quads q = carve_quads(scratch, w.cols);
   int64_t held = 0;  // rows whose sums are not stored yet: enough for vectors of them
   for (int64_t b = begin; b < end; ++b) {
-    for_quads(w, b, q, in_place(w), [&](int64_t row) ALWAYS_INLINE {
-      if (kLaneBias) find_starts(q);
+    for_quads(w, b, q, has_quads(w), [&](int64_t row) ALWAYS_INLINE {
+      if (has_quads(w)) fetch_next_blocks(q, (w.indptr[b + 1] - w.indptr[b]) * w.blockrows * w.blockcols);
+      if (kRaised) find_starts(q);
       const int64_t rows = w.rows - row < q.rows ? w.rows - row : q.rows;
       float* to = sums + held * a.lanes;
       for (int64_t m = 0; m < a.batch; m += a.lanes, to += apart) {
@@ -463,8 +168,16 @@ inline void int_bsr_tiles(const BlockSparse& w, int64_t begin, int64_t end, cons
   }
 }
 
+// Of 8 rows and more: with fewer, vectors of rows would gain nothing.
+inline bool meets_tall(const BlockSparse& w) { return w.blockrows % 8 == 0 && w.blockrows % kLanes == 0; }
+
+int64_t bsr_lanes(const BlockSparse& w, int64_t batch) { return meets_tall(w) ? batch : batch <= 16 ? 16 : kMostLanes; }
+
 void matmul_int_bsr(const BlockSparse& w, int64_t begin, int64_t end, const LaneTiles& a, bool two_digits, uint8_t* scratch,
                     float* y, int64_t y_stride) {
+  if (meets_tall(w)) {
+    return (two_digits ? int_bsr_tall_tile<true> : int_bsr_tall_tile<false>)(w, begin, end, a, scratch, y, y_stride);
+  }
   const auto tiles = [&](auto vectors) {
     constexpr int kVectors = decltype(vectors){};
     (two_digits ? int_bsr_tiles<true, kVectors> : int_bsr_tiles<false, kVectors>)(w, begin, end, a, scratch, y, y_stride);
@@ -476,7 +189,7 @@ void matmul_int_bsr(const BlockSparse& w, int64_t begin, int64_t end, const Lane
 template <bool kTwoDigits>
 inline void quantize_lanes_of(const float* x, int64_t cols, const LaneTiles& a, int64_t begin, int64_t end) {
   using D = Dot<8, kTwoDigits>;
-  constexpr int kPlanes = LaneDot<kTwoDigits>::kPlanes;
+  constexpr int kPlanes = SignedDot<kTwoDigits>::kPlanes;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t row = unit / a.blocks * a.lanes, block = unit % a.blocks, k = block * kBlock;
     const int64_t width = cols - k < kBlock ? cols - k : kBlock, count = a.batch - row < a.lanes ? a.batch - row : a.lanes;
@@ -499,7 +212,7 @@ inline void quantize_lanes_of(const float* x, int64_t cols, const LaneTiles& a, 
       }
       steps[m] = scale;
       if constexpr (D::kByteDigits) {
-        spread_digits<1, kPlanes, kLaneBias>(codes, quads, a.lanes * 4);
+        spread_digits<1, kPlanes, kRaised>(codes, quads, a.lanes * 4);
       } else {
         spread_pairs<1>(codes, quads, a.lanes * 4);
       }

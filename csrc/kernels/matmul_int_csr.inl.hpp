@@ -4,7 +4,7 @@
 // stored value would add +0. One scale per row: y = (sum over blocks of float(t) * as) * scale.
 #pragma once
 
-#include "kernels/matmul_f32_csr.inl.hpp"  // with_indices, kVectors, store_chunk
+#include "kernels/matmul_f32_csr.inl.hpp"  // with_indices, kVectors
 #include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
@@ -22,6 +22,7 @@ inline int64_t run_end(const Index* indices, int64_t first, int64_t last) {
 }
 
 constexpr int64_t kPieceBlocks = 32;
+constexpr int kStep = 16;
 
 // The sum over blocks of float(t) * as of one row, by running sums: the loop over stored values does not end with each block,
 // whose short and uneven runs would cost a mispredicted branch each; t is a difference of two running sums, modulo 2^32.
@@ -34,21 +35,28 @@ inline float int_row_by_runs(const int8_t* data, const Index* indices, const uin
   for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
     const int64_t stop = b + kPieceBlocks < blocks ? b + kPieceBlocks : blocks;
     int64_t count = 0;
-    for (int64_t j = b; j < stop; ++j) count += runs[j];
+    for (int64_t block = b; block < stop; ++block) count += runs[block];
     uint32_t t = 0;
     const int8_t* v = data + i;
     const Index* k = indices + i;
-    for (int64_t j = 0; j < count; ++j) {
+    const auto meet = [&](int64_t j) ALWAYS_INLINE {
       t += static_cast<uint32_t>(v[j] * codes[k[j]]);
       running[j + 1] = static_cast<int32_t>(t);
+    };
+    int64_t j = 0;
+    for (; j + kStep <= count; j += kStep) {
+      prefetch(reinterpret_cast<const uint8_t*>(v + j) + kRowAhead);
+      prefetch(reinterpret_cast<const uint8_t*>(k + j) + kRowAhead);
+      unroll<kStep>([&](auto some) ALWAYS_INLINE { meet(j + some); });
     }
+    for (; j < count; ++j) meet(j);
     i += count;
     int64_t at = 0;
     uint32_t before = 0;
-    for (int64_t j = b; j < stop; ++j) {
-      at += runs[j];
+    for (int64_t block = b; block < stop; ++block) {
+      at += runs[block];
       const auto now = static_cast<uint32_t>(running[at]);
-      sum += static_cast<float>(static_cast<int32_t>(now - before)) * scales[j];
+      sum += static_cast<float>(static_cast<int32_t>(now - before)) * scales[block];
       before = now;
     }
   }
@@ -104,6 +112,50 @@ inline void int_segment(const int8_t* data, const Index* indices, int64_t first,
   });
 }
 
+// sums[m] of one row for a narrow tile of x, by sums that only grow, as int_row_by_runs.
+template <int kTile, class Index>
+inline void int_narrow_row(const CompressedRows& w, const Index* indices, int64_t r, const ColumnTile& x, int part, float* row_sums) {
+  constexpr int V = kVectors<kTile>;
+  const int64_t blocks = ceil_div(w.cols, kBlock);
+  const uint8_t* runs = w.runs + r * blocks;
+  const int8_t* data = static_cast<const int8_t*>(w.data) + w.indptr[r];
+  const int16_t* pairs = x.pairs + 2 * part;
+  const Index* k = indices + w.indptr[r];
+  alignas(64) int32_t ends[kPieceBlocks * V * kLanes];  // the sums behind each block of a piece
+  F32 sums[V];
+  unroll<V>([&](auto v) ALWAYS_INLINE { sums[v] = load_f32(row_sums + v * kLanes); });
+  for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
+    const int64_t stop = b + kPieceBlocks < blocks ? b + kPieceBlocks : blocks;
+    int64_t count = 0;
+    for (int64_t block = b; block < stop; ++block) count += runs[block];
+    I32 t[V];
+    unroll<V>([&](auto v) ALWAYS_INLINE { t[v] = zero_i32(); });
+    for (int64_t i = 0; i < count; ++i) {
+      const auto column = static_cast<uint32_t>(k[i]);
+      const auto both = static_cast<int32_t>(static_cast<uint32_t>(data[i] & 0xFFFF) << (16 * (column & 1)));
+      const int16_t* at = pairs + static_cast<int64_t>(column / 2) * (2 * kTile);
+      int32_t* end = ends + (column / kBlock - b) * (V * kLanes);
+      unroll<V>([&](auto v) ALWAYS_INLINE {
+        t[v] = add(t[v], muladd_pairs(at + 2 * v * kLanes, both, zero_i32()));
+        store_i32(end + v * kLanes, t[v]);
+      });
+    }
+    data += count;
+    k += count;
+    I32 before[V];
+    unroll<V>([&](auto v) ALWAYS_INLINE { before[v] = zero_i32(); });
+    for (int64_t block = b; block < stop; ++block) {
+      if (runs[block] == 0) continue;
+      unroll<V>([&](auto v) ALWAYS_INLINE {
+        const I32 now = load_i32(ends + (block - b) * (V * kLanes) + v * kLanes);
+        sums[v] = add(sums[v], mul(to_f32(sub(now, before[v])), load_f32(x.scales + block * kTile + part + v * kLanes)));
+        before[v] = now;
+      });
+    }
+  }
+  unroll<V>([&](auto v) ALWAYS_INLINE { store_f32(row_sums + v * kLanes, sums[v]); });
+}
+
 // The blocks of columns b .. stop - 1 of one row, from the stored value `at` on; returns the first value beyond them.
 template <int kTile, class Index>
 inline int64_t int_blocks(const CompressedRows& w, const Index* indices, int64_t r, int64_t b, int64_t stop, int64_t at,
@@ -141,7 +193,12 @@ inline void int_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
       int64_t next = 0;
       for (int part = 0; part < kTile; part += kVectors<kTile> * kLanes) {
         float* row = sums + (r - begin) * kTile + part;
-        next = int_blocks<kTile>(w, indices, r, b, stop, at[r - begin], x, part, row);
+        if (kTile == 16 && w.runs && !walks) {
+          int_narrow_row<kTile>(w, indices, r, x, part, row);
+          next = w.indptr[r + 1];
+        } else {
+          next = int_blocks<kTile>(w, indices, r, b, stop, at[r - begin], x, part, row);
+        }
       }
       const int64_t ahead = walks ? next - at[r - begin] : kRowAhead / 2;
       prefetch_values(data, indices, at[r - begin] + ahead, next + ahead);
@@ -152,7 +209,7 @@ inline void int_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
     float* row = sums + (r - begin) * kTile;
     for (int m = 0; m < kTile; m += kLanes) store_f32(row + m, add(zero_f32(), mul(load_f32(row + m), set_f32(w.scales[r]))));
   }
-  store_chunk(sums, kTile, x.batch, end - begin, y + begin, y_stride);
+  store_rows(sums, kTile, end - begin, x.batch, y + begin, y_stride);
 }
 
 void matmul_int_csr(const CompressedRows& w, int64_t begin, int64_t end, const ColumnTile& x, float* y, int64_t y_stride) {

@@ -13,7 +13,7 @@ struct ColumnsOfX {
   int64_t batch;  // rows that count, <= lanes; the others are 0
 };
 
-// The same, quantized; several tiles of 16 or 32 lanes.
+// The same, quantized; several tiles of as many lanes as bsr_lanes says.
 //
 // quads:  [tile][step][plane][lane], 4 bytes each, the planes those of QuantizedTiles; digits are raised by 128 where the
 //         ISA multiplies unsigned by signed bytes, so that weights may be the signed ones

@@ -8,6 +8,7 @@
 #include "kernels/quantize.inl.hpp"
 #include "kernels/matmul_f32_bsr.inl.hpp"
 #include "kernels/matmul_int_bsr.inl.hpp"
+#include "kernels/matmul_int_bsr_row.inl.hpp"
 #include "kernels/table.hpp"
 
 namespace pumice::PUMICE_ISA {

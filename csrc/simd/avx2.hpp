@@ -45,20 +45,20 @@ struct Dot {
 };
 
 template <bool kTwoDigits>
-struct LaneDot {
+struct SignedDot {
   static constexpr int kPlanes = 2, kRegisters = 1;
-  struct Lanes {
+  struct Activations {
     __m256i even, odd;
   };
-  using Weights = Lanes;  // int16 pairs
+  using Weights = Activations;  // int16 pairs
   __m256i sum;
-  static Lanes load(const uint8_t* p, int64_t plane) { return {load_codes(p).v, load_codes(p + plane).v}; }
-  static Weights load_weights(const uint8_t* p) {
-    const __m256i bytes = broadcast_quad(p);
-    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
-  }
+  static Activations load(const uint8_t* p, int64_t plane) { return {load_codes(p).v, load_codes(p + plane).v}; }
+  static Activations broadcast(const uint8_t* p, int64_t plane) { return {broadcast_quad(p), broadcast_quad(p + plane)}; }
+  static Weights widened(__m256i bytes) { return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)}; }
+  static Weights load_weights(const uint8_t* p) { return widened(load_codes(p).v); }
+  static Weights broadcast_weights(const uint8_t* p) { return widened(broadcast_quad(p)); }
   void start(I32 v) { sum = v.v; }
-  void add(const Lanes& a, const Weights& w) {
+  void add(const Activations& a, const Weights& w) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a.even, w.even));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a.odd, w.odd));
   }

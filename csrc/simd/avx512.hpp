@@ -97,10 +97,6 @@ inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v.v); }
 inline I32 load_u8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
-inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
-  const __m512i wide = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
-  return {_mm512_dpwssd_epi32(acc.v, wide, _mm512_set1_epi32(w & 0xFFFF))};
-}
 inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
   return {_mm512_dpwssd_epi32(acc.v, _mm512_loadu_si512(a), _mm512_set1_epi32(w))};
 }
@@ -196,6 +192,8 @@ inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(codes.v), "v"(digits));
   return sum;
 }
+inline Codes broadcast_codes(const uint8_t* p) { return {broadcast_quad(p)}; }
+inline I32 dot_signed(I32 sum, Codes activations, Codes weights) { return dot_quads(sum, activations, weights.v); }
 // kCount quads, each in as many lanes; 4 quads are read.
 template <int kCount>
 inline Quad spread_quads(const uint32_t* p) {

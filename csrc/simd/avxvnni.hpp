@@ -22,6 +22,7 @@ inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.v) : "x"(codes.v), "x"(digits));
   return sum;
 }
+inline I32 dot_signed(I32 sum, Codes activations, Codes weights) { return dot_quads(sum, activations, weights.v); }
 
 }  // namespace
 }  // namespace pumice::PUMICE_ISA

@@ -1,8 +1,10 @@
-// Dot (scalar.hpp) for the ISAs with an instruction for the dot product of 4 bytes in each lane. Included by their
+// Dot and SignedDot (scalar.hpp) for the ISAs with an instruction for the dot product of 4 bytes in each lane. Included by their
 // vocabularies, which declare, beside the words of scalar.hpp,
 //
 // broadcast_quad(p)                       a Quad: the 4 digits at p, the same in each lane
+// broadcast_codes(p)                      the same as Codes
 // dot_quads(sum, codes, quad)             sum + the sum of 4 products in each lane
+// dot_signed(sum, activations, weights)   the same of activations that are raised by 128, if kOffset<8> is 0, and signed weights
 // add(I32, I32), shift_left<bits>(I32)    in each lane
 #pragma once
 
@@ -49,33 +51,37 @@ struct Dot<kBits, false> {
 };
 
 template <bool kTwoDigits>
-struct LaneDot {
+struct SignedDot {
   static constexpr int kPlanes = 2, kRegisters = 2;
-  struct Lanes {
+  struct Activations {
     Codes hi, lo;
   };
+  using Weights = Codes;
   I32 hi, lo;
-  static Lanes load(const uint8_t* p, int64_t plane) { return {load_codes(p), load_codes(p + plane)}; }
-  static Quad load_weights(const uint8_t* p) { return broadcast_quad(p); }
+  static Activations load(const uint8_t* p, int64_t plane) { return {load_codes(p), load_codes(p + plane)}; }
+  static Activations broadcast(const uint8_t* p, int64_t plane) { return {broadcast_codes(p), broadcast_codes(p + plane)}; }
+  static Weights load_weights(const uint8_t* p) { return load_codes(p); }
+  static Weights broadcast_weights(const uint8_t* p) { return broadcast_codes(p); }
   void start(I32 v) { hi = lo = v; }
-  void add(const Lanes& a, Quad weights) {
-    hi = dot_quads(hi, a.hi, weights);
-    lo = dot_quads(lo, a.lo, weights);
+  void add(const Activations& a, const Weights& w) {
+    hi = dot_signed(hi, a.hi, w);
+    lo = dot_signed(lo, a.lo, w);
   }
   I32 total() const { return PUMICE_ISA::add(shift_left<7>(hi), lo); }
 };
 
 template <>
-struct LaneDot<false> {
+struct SignedDot<false> {
   static constexpr int kPlanes = 1, kRegisters = 1;
-  struct Lanes {
-    Codes code;
-  };
+  using Activations = Codes;
+  using Weights = Codes;
   I32 sum;
-  static Lanes load(const uint8_t* p, int64_t) { return {load_codes(p)}; }
-  static Quad load_weights(const uint8_t* p) { return broadcast_quad(p); }
+  static Activations load(const uint8_t* p, int64_t) { return load_codes(p); }
+  static Activations broadcast(const uint8_t* p, int64_t) { return broadcast_codes(p); }
+  static Weights load_weights(const uint8_t* p) { return load_codes(p); }
+  static Weights broadcast_weights(const uint8_t* p) { return broadcast_codes(p); }
   void start(I32 v) { sum = v; }
-  void add(const Lanes& a, Quad weights) { sum = dot_quads(sum, a.code, weights); }
+  void add(const Activations& a, const Weights& w) { sum = dot_signed(sum, a, w); }
   I32 total() const { return sum; }
 };
 

@@ -78,9 +78,6 @@ inline I32 load_u8(const uint8_t* p) {
   const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
   return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
 }
-inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
-  return vmlal_n_s16(acc, vld1_s16(a), static_cast<int16_t>(w));
-}
 inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
   const int16x8_t pairs = vld1q_s16(a), twice = vreinterpretq_s16_s32(vdupq_n_s32(w));
   const int32x4_t low = vmull_s16(vget_low_s16(pairs), vget_low_s16(twice));
@@ -187,6 +184,14 @@ inline Quad broadcast_quad(const uint8_t* p) {
 }
 inline I32 dot_quads(I32 sum, Codes codes, Quad digits) {
   return vdotq_lane_s32(sum, vreinterpretq_s8_u32(codes), digits, 0);
+}
+inline Codes broadcast_codes(const uint8_t* p) {
+  uint32_t quad;
+  std::memcpy(&quad, p, 4);
+  return vdupq_n_u32(quad);
+}
+inline I32 dot_signed(I32 sum, Codes activations, Codes weights) {
+  return vdotq_s32(sum, vreinterpretq_s8_u32(activations), vreinterpretq_s8_u32(weights));
 }
 
 template <int kCount>

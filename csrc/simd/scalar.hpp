@@ -53,15 +53,13 @@ inline void transpose(F32 (&)[kLanes]) {}
 
 inline I32 zero_i32() { return 0; }
 inline I32 set_i32(int32_t v) { return v; }
-inline I32 add(I32 a, I32 b) { return a + b; }
-inline I32 sub(I32 a, I32 b) { return a - b; }
+inline I32 add(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }  // modulo 2^32
+inline I32 sub(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
 inline I32 mul(I32 a, I32 b) { return a * b; }
 inline I32 load_i32(const int32_t* p) { return *p; }
 inline void store_i32(int32_t* p, I32 v) { *p = v; }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
 inline I32 load_u8(const uint8_t* p) { return *p; }
-// acc + a * w for int16 activations and an int8 weight
-inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) { return acc + *a * w; }
 
 // acc + a[0] * w[0] + a[1] * w[1] in each lane, for lanes of two int16 activations and a pair of int16 weights in one word
 inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
@@ -196,32 +194,34 @@ struct Dot {
   I32 total(const Wide&) const { return sum; }
 };
 
-// Dot with the roles turned, for int8 weights as they rest: lanes are activations, whose quads lie side by side in planes that
-// are `plane` bytes apart, and meet the same 4 weights. Byte digits are raised by 128 where the ISA multiplies unsigned bytes
-// by signed ones.
+// The same for int8 weights as they rest. Lanes are activations, whose quads lie side by side in planes that are `plane` bytes
+// apart, and meet the same 4 weights (load, broadcast_weights); or they are rows of weights, which meet the same 4 activations
+// (broadcast, load_weights). Byte digits are raised by 128 where the ISA multiplies unsigned bytes by signed ones.
 template <bool kTwoDigits>
-struct LaneDot {
+struct SignedDot {
   static constexpr int kPlanes = 2, kRegisters = 1;
-  struct Lanes {
+  struct Activations {
     int16_t even[2], odd[2];
   };
   struct Weights {
     int8_t bytes[4];
   };
   I32 sum;
-  static Lanes load(const uint8_t* p, int64_t plane) {
-    Lanes a;
+  static Activations load(const uint8_t* p, int64_t plane) {
+    Activations a;
     std::memcpy(a.even, p, 4);
     std::memcpy(a.odd, p + plane, 4);
     return a;
   }
+  static Activations broadcast(const uint8_t* p, int64_t plane) { return load(p, plane); }
   static Weights load_weights(const uint8_t* p) {
     Weights w;
     std::memcpy(w.bytes, p, 4);
     return w;
   }
+  static Weights broadcast_weights(const uint8_t* p) { return load_weights(p); }
   void start(I32 v) { sum = v; }
-  void add(const Lanes& a, const Weights& w) {
+  void add(const Activations& a, const Weights& w) {
     sum += w.bytes[0] * a.even[0] + w.bytes[1] * a.odd[0] + w.bytes[2] * a.even[1] + w.bytes[3] * a.odd[1];
   }
   I32 total() const { return sum; }

@@ -90,10 +90,6 @@ inline I32 load_u8(const uint8_t* p) {
   return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
 }
 // vpmaddwd of the sign-extended activation with (w, 0): the high half of each lane meets 0
-inline I32 muladd_i16(const int16_t* a, int32_t w, I32 acc) {
-  const __m256i wide = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
-  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(wide, _mm256_set1_epi32(w & 0xFFFF)))};
-}
 inline I32 muladd_pairs(const int16_t* a, int32_t w, I32 acc) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi32(w)))};
@@ -203,6 +199,7 @@ inline Quad broadcast_quad(const uint8_t* p) {
   std::memcpy(&quad, p, 4);
   return _mm256_set1_epi32(quad);
 }
+inline Codes broadcast_codes(const uint8_t* p) { return {broadcast_quad(p)}; }
 // kCount of them, each in as many lanes; 2 quads are read.
 template <int kCount>
 inline Quad spread_quads(const uint32_t* p) {

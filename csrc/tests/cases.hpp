@@ -146,7 +146,8 @@ struct Dense {
   }
 };
 
-// Block-sparse weights of `T`, float, half or int8 (of which kBits count), and the same matrix without its holes.
+// Block-sparse weights of `T`, float, half or int8 (of which kBits count), one block of `one_in` stored, and the same matrix without
+// its holes.
 template <class T, int kBits = 8>
 struct Sparse {
   BlockSparse shape;
@@ -156,12 +157,12 @@ struct Sparse {
   std::vector<T> data, whole;
   std::vector<float> scales;
 
-  Sparse(Random& random, const BlockSparse& like) : shape(like) {
+  Sparse(Random& random, const BlockSparse& like, int one_in = 3) : shape(like) {
     const int64_t rows = shape.rows, cols = shape.cols, R = shape.blockrows, C = shape.blockcols;
     whole = filled<T>(rows * cols);
     for (int64_t block_row = 0; block_row < ceil_div(rows, R); ++block_row) {
       for (int64_t block_col = 0; block_col < ceil_div(cols, C); ++block_col) {
-        if (block_row % 3 == 1 || random.below(3)) continue;  // some rows are empty
+        if (block_row % 3 == 1 || random.below(one_in)) continue;  // some rows are empty
         narrow.push_back(static_cast<uint16_t>(block_col));
         wide.push_back(static_cast<uint32_t>(block_col));
         for (int64_t i = 0; i < R * C; ++i) {

@@ -23,6 +23,22 @@ def find_places(values not None, str name not None, int kept=0, int of=1):
     return bitmask_array, counts_array
 
 
+def fill_bitmask_codes(const float[:, ::1] w not None, const float[:, ::1] scales not None, str values not None, int64_t group,
+                       const int64_t[::1] offsets not None, data not None):
+    cdef cpp.FloatRows m = float_rows(w, scales, values, group)
+    check_shape("offsets", (m.rows + 1,), (offsets.shape[0],))
+    check_dtype("data", stored_as(values)[2], data.dtype)
+    if offsets[m.rows] > data.shape[0]:
+        raise ValueError("data: expected room for all that is not 0, got too little")
+    bitmask_array, counts_array = np.empty((m.rows, mask_bytes(w.shape[1])), np.uint8), np.empty(m.rows, np.int64)
+    cdef uint8_t[:, ::1] bitmask = bitmask_array
+    cdef uint8_t[::1] out = data.view(np.uint8)
+    cdef int64_t[::1] counts = counts_array
+    with nogil:
+        cpp.fill_bitmask_codes(m, &offsets[0], &bitmask[0, 0], &out[0], &counts[0])
+    return bitmask_array, counts_array
+
+
 def count_places(const uint8_t[:, ::1] bitmask not None, int64_t cols, int kept=0, int of=1):
     cdef int64_t rows = bitmask.shape[0]
     check_shape("bitmask", (rows, mask_bytes(cols)), (rows, bitmask.shape[1]))

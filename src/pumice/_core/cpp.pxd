@@ -146,6 +146,12 @@ cdef extern from "algorithms/compensation.hpp" namespace "pumice::algorithms" no
         const Grid* grid
         const int32_t* group_of
         double* loss
+cdef extern from "formats/stored_codes.hpp" namespace "pumice::formats" nogil:
+    cdef struct FloatRows:
+        const float* w
+        const float* scales
+        int64_t rows
+        Groups g
 
 
 cdef extern from "dispatch/parallel.hpp" namespace "pumice" nogil:
@@ -181,6 +187,7 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
                      int64_t* counts)
     void count_places(const uint8_t* bitmask, int64_t rows, int64_t cols, int kept, int of, int64_t* counts)
     void gather(const void* values, const Bitmask& w, void* data)
+    void fill_bitmask_codes(const FloatRows& m, const int64_t* offsets, uint8_t* bitmask, uint8_t* data, int64_t* counts)
     void scatter(const Bitmask& w, int64_t begin, int64_t end, int64_t stride, void* out)
     void panel_masks(const Bitmask& w, uint64_t* masks, int64_t* sizes)
     Status panel_data(const Bitmask& w, const uint64_t* masks, const int64_t* offsets, uint8_t* data)
@@ -198,6 +205,8 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     Status matmul_csr(const CompressedRows& w, const Operands& io, Activations mode)
     void count_csr(const StoredMatrix& m, int64_t* counts)
     void fill_csr(const StoredMatrix& m, const CompressedRows& w, RowBuffers out)
+    void fill_csr_codes(const FloatRows& m, const int64_t* indptr, const int64_t* starts, RowBuffers out, bint wide_indices,
+                        int64_t* counts)
     void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     void count_runs(const CompressedRows& w, uint8_t* runs)
     void fix(const Block& block, int64_t rows)

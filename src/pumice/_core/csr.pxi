@@ -101,3 +101,27 @@ def fill_csr(matrix not None, str values not None, const int64_t[::1] indptr not
     out.data = &bytes_of_data[0]
     with nogil:
         cpp.fill_csr(m, w, out)
+
+
+def fill_csr_codes(const float[:, ::1] w not None, const float[:, ::1] scales not None, str values not None,
+                   const int64_t[::1] indptr not None, const int64_t[::1] starts, indices not None, data not None):
+    cdef cpp.FloatRows m = float_rows(w, scales, values, max(w.shape[1], 1))
+    cdef cpp.RowBuffers out
+    cdef bint wide = indices.dtype != np.uint16
+    cdef uint8_t[::1] bytes_of_data = data.view(np.uint8)
+    check_dtype("data", stored_as(values)[2], data.dtype)
+    check_shape("indptr", (m.rows + 1,), (indptr.shape[0],))
+    if (starts is not None) != (values == "int4"):
+        raise ValueError("starts: expected them with int4 values, and with no other")
+    if starts is not None:
+        check_shape("starts", (m.rows + 1,), (starts.shape[0],))
+    if indptr[m.rows] > indices.shape[0] or (indptr[m.rows] if starts is None else starts[m.rows]) > data.shape[0]:
+        raise ValueError("indices: expected room for all that is not 0, got too little")
+    if not indices.flags.writeable:
+        raise ValueError("indices: expected a writable array, got a read-only one")
+    out.indices, out.data = <void*>index_buffer(indices), &bytes_of_data[0]
+    counts_array = np.empty(m.rows, np.int64)
+    cdef int64_t[::1] counts = counts_array
+    with nogil:
+        cpp.fill_csr_codes(m, &indptr[0], &starts[0] if starts is not None else NULL, out, wide, &counts[0])
+    return counts_array

@@ -222,6 +222,23 @@ class CompressedRows(Weights):
 def count_csr(matrix: NDArray[Any], values: str) -> NDArray[np.int64]:
     """What is not 0 in each row of a C-contiguous matrix of stored values; int4 is as int8 there."""
 
+def fill_csr_codes(
+    w: F32,
+    scales: F32,
+    values: str,
+    indptr: NDArray[np.int64],
+    starts: NDArray[np.int64] | None,
+    indices: NDArray[np.uint16] | NDArray[np.uint32],
+    data: NDArray[Any],
+) -> NDArray[np.int64]:
+    """Round w with `scales` (rows, 1) to int8 or int4 and write the columns and codes of what is not 0 then, row behind
+    row; how many each row has. indptr, and starts of int4, give each row room for all that is not 0 before."""
+
+def fill_bitmask_codes(
+    w: F32, scales: F32, values: str, group: int, offsets: NDArray[np.int64], data: NDArray[Any]
+) -> tuple[U8, NDArray[np.int64]]:
+    """The same with `scales` (rows, groups): the bitmask, and how many codes each row has in `data`."""
+
 def fill_csr(
     matrix: NDArray[Any],
     values: str,

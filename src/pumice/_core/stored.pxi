@@ -46,3 +46,14 @@ cdef cpp.StoredMatrix stored_matrix(matrix, str values) except *:
     m.values, m.kind = address("matrix", matrix), <cpp.Values><int>kind
     m.rows, m.cols = matrix.shape
     return m
+
+
+cdef cpp.FloatRows float_rows(const float[:, ::1] w, const float[:, ::1] scales, str values, int64_t group) except *:
+    """Of float32 rows that become int8 or int4 codes; the caller keeps both."""
+    cdef cpp.FloatRows m
+    if values not in ("int8", "int4"):
+        raise ValueError(f"values: expected int8 or int4, got {values!r}")
+    m.rows, m.g = w.shape[0], groups_of(w.shape[1], group, 4 if values == "int4" else 8)
+    check_shape("scales", (m.rows, m.g.groups), (scales.shape[0], scales.shape[1]))
+    m.w, m.scales = &w[0, 0], &scales[0, 0]
+    return m

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, check_part, codec_of, grid_of, matrix_shape, stored_dtype
-from pumice.values.integer import FLOAT32_KERNEL_BATCH, PANEL, SCALE_DTYPES, check_scales, to_panels
+from pumice.values.integer import FLOAT32_KERNEL_BATCH, PANEL, SCALE_DTYPES, Integer, check_scales, to_panels
 
 PANEL_WEIGHTS = 1 << 17  # weights that are encoded at a time
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
@@ -57,9 +57,23 @@ class MaskedArray(CompactArray):
     def encode(
         cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
     ) -> Self:
+        if cls.kept(scheme)[0] == 0 and scheme.values.startswith("int"):
+            return cls(scheme, shape, cls._encode_codes(np.ascontiguousarray(w), scheme, scale_dtype, grid))
         arrays = cls._encode(w, scheme, scale_dtype, grid) or cls._encode(w, scheme, np.float32, grid)
         assert arrays is not None  # float32 scales never need wider ones
         return cls(scheme, shape, arrays)
+
+    @classmethod
+    def _encode_codes(cls, w: F32, scheme: Scheme, scale_dtype: Any, grid: Arrays | None) -> Arrays:
+        """The canonical arrays of integers wherever they are; only what is not 0 is rounded."""
+        codec, values = cast(Integer, codec_of(scheme)), scheme.values
+        scale = (grid or codec.grid_for(w, scheme, scale_dtype))["scale"]
+        room = native.row_offsets(native.count_csr(w, "float32"), values)
+        data = np.empty(room[-1], stored_dtype(scheme))
+        group = codec.group_of(scheme, w.shape[1])
+        bitmask, counts = native.fill_bitmask_codes(w, scale.astype(np.float32), values, group, room, data)
+        data.resize(native.row_offsets(counts, values)[-1], refcheck=False)  # rounding makes more holes
+        return {"bitmask": bitmask, "data": data, "scale": scale}
 
     @classmethod
     def _encode(cls, w: F32, scheme: Scheme, scale_dtype: Any, grid: Arrays | None) -> Arrays | None:

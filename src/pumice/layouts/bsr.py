@@ -18,7 +18,7 @@ from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, grid_of, stored_dtype
 
-PANEL_WEIGHTS = 4 << 20  # that are rounded at a time
+PANEL_WEIGHTS = 1 << 18  # that are rounded at a time
 
 
 def refused(scheme: Scheme) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, codec_of, grid_of, stored_dtype
+from pumice.values.base import F32, Array, Arrays, codec_of, stored_dtype
+from pumice.values.integer import Integer
 
 BLOCK = 128  # columns of a block of `runs`
-PANEL_BYTES = 4 << 20  # of float32 weights that are rounded to other values at a time
+PANEL_BYTES = 1 << 20  # of float32 weights that are rounded to other values at a time
 INTEGERS = ("int8", "int4")
 MIDDLE = 8  # the int4 code of 0
 RUN = 4  # stored values of a block: with fewer, walking rows block by block costs more than it saves
@@ -67,28 +68,23 @@ class CSRArray(CompressedArray):
     def encode(
         cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
     ) -> Self:
-        values, packed, (rows, cols) = scheme.values, scheme.values == "int4", w.shape
+        values, packed, cols = scheme.values, scheme.values == "int4", w.shape[1]
         w = np.ascontiguousarray(w)
-        counts = native.count_csr(w, "float32")  # before rounding; what is left after it is no more
-        room = int(counts.sum())
-        indptr, indices = np.zeros(rows + 1, np.int64), np.empty(room, index_dtype(cols))
-        data = np.empty(room if not packed else int(((counts + 1) // 2).sum()), stored_dtype(scheme))
-        scales = np.empty(rows, np.float32) if values in INTEGERS else None
-        step = max(1, rows if values == "float32" else PANEL_BYTES // (4 * max(cols, 1)))
-        written = 0
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
-            panel, some = _rounded(w, scheme, start, stop, grid)
-            if scales is not None and some is not None:
-                scales[start:stop] = some[:, 0]
-            ends = np.zeros(stop - start + 1, np.int64)
-            np.cumsum(counts if values == "float32" else native.count_csr(panel, values), out=ends[1:])
-            starts = _starts_of(ends) if packed else None
-            native.fill_csr(panel, values, ends, starts, indices[indptr[start] :], data[written:])
-            indptr[start + 1 : stop + 1] = indptr[start] + ends[1:]
-            written += int((ends if starts is None else starts)[-1])
-        indices.resize(int(indptr[-1]), refcheck=False)  # in place
-        data.resize(written, refcheck=False)
+        room = _ends(native.count_csr(w, "float32"))  # before rounding; what is left after it is no more
+        starts = _starts_of(room) if packed else None
+        indices = np.empty(room[-1], index_dtype(cols))
+        data = np.empty((room if starts is None else starts)[-1], stored_dtype(scheme))
+        scales = None
+        if values in INTEGERS:
+            codec = cast(Integer, codec_of(scheme))
+            scales = (grid or codec.grid_for(w, scheme, np.float32))["scale"].astype(np.float32, copy=False)
+            counts = native.fill_csr_codes(w, scales, values, room, starts, indices, data)
+            scales = scales[:, 0]
+        else:
+            counts = _fill_floats(w, scheme, room, indices, data)
+        indptr = _ends(counts)
+        indices.resize(indptr[-1], refcheck=False)  # in place
+        data.resize((_starts_of(indptr) if packed else indptr)[-1], refcheck=False)
         return cls(scheme, shape, indptr, indices, data, scales)
 
     @classmethod
@@ -206,21 +202,44 @@ class CSRArray(CompressedArray):
         return len(self._indices)
 
 
-def _rounded(w: F32, scheme: Scheme, start: int, stop: int, grid: Arrays | None = None) -> tuple[Array, Array | None]:
-    """Rows start .. stop - 1 as they are stored, and their scales."""
+def _fill_floats(
+    w: F32, scheme: Scheme, room: NDArray[np.int64], indices: NDArray[Any], data: Array
+) -> NDArray[np.int64]:
+    """What is stored of w, row behind row, and how many values each row has; `room` counts what is not 0."""
+    if scheme.values == "float32":
+        native.fill_csr(w, scheme.values, room, None, indices, data)
+        return np.diff(room)
+    counts, end = np.zeros(len(w), np.int64), 0
+    step = max(1, PANEL_BYTES // (4 * max(w.shape[1], 1)))
+    for start in range(0, len(w), step):
+        panel = _rounded(w, scheme, start, start + step)
+        counts[start : start + step] = native.count_csr(panel, scheme.values)
+        ends = _ends(counts[start : start + step])
+        native.fill_csr(panel, scheme.values, ends, None, indices[end:], data[end:])
+        end += int(ends[-1])
+    return counts
+
+
+def _rounded(w: F32, scheme: Scheme, start: int, stop: int) -> Array:
+    """Rows start .. stop - 1 as they are stored."""
     codec = codec_of(scheme)
     try:
-        return codec.encode_sparse(w[start:stop], scheme, np.float32, *grid_of(grid, start, stop))
+        return codec.encode_sparse(w[start:stop], scheme)[0]
     except NonFiniteError:
-        codec.encode_sparse(w, scheme, np.float32)  # names the index in the whole
+        codec.encode_sparse(w, scheme)  # names the index in the whole
         raise
+
+
+def _ends(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of so many values begin, and the end."""
+    ends = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=ends[1:])
+    return ends
 
 
 def _starts_of(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
     """The byte of `data` at which each row of int4 begins, and the end."""
-    starts = np.zeros(len(indptr), np.int64)
-    np.cumsum((np.diff(indptr) + 1) // 2, out=starts[1:])
-    return starts
+    return _ends((np.diff(indptr) + 1) // 2)
 
 
 def _places(indptr: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ class Half(Codec):
     def encode_sparse(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> tuple[Array, Array | None]:
         values = self.encode(w, scheme)[""]
         patterns = values.view(np.uint16)
-        patterns[patterns == NEGATIVE_ZERO] = 0
+        patterns *= patterns != NEGATIVE_ZERO
         return values, None
 
     def decode_sparse(self, values: Array) -> F32:

@@ -87,7 +87,7 @@ class Integer(Codec):
     def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None, grid: Arrays | None = None) -> Arrays:
         group = self.group_of(scheme, w.shape[1])
         if grid is None:
-            grid = self.grid(*native.group_range(w, group), scheme, scale_dtype)
+            grid = self.grid_for(w, scheme, scale_dtype)
         scales, zeros, minima, bits = self.levels(grid)
         return {"packed": native.encode_int(w, scales, zeros, bits, group, minima)} | grid
 
@@ -111,6 +111,10 @@ class Integer(Codec):
         scales = stored_scales(((high - low) / top).astype(np.float32), grouped, scale_dtype)
         steps = np.divide(-low, scales, out=np.full(low.shape, 2.0 ** (self.bits - 1)), where=scales != 0, dtype=float)
         return {"scale": scales, "zero_point": np.clip(np.rint(steps), 0, top).astype(np.uint8)}
+
+    def grid_for(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
+        """The grid that the default rule gives a weight."""
+        return self.grid(*native.group_range(w, self.group_of(scheme, w.shape[1])), scheme, scale_dtype)
 
     def _scales_and_minima(self, low: F32, high: F32, grouped: bool, scale_dtype: Any) -> tuple[Array, Array]:
         """Both in one dtype. A subnormal minimum is exact enough beside a scale that is not: to 2^-11 of a step."""
