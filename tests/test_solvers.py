@@ -248,6 +248,13 @@ def check_degenerate(seed: int, kind: str, sparsity: float, scheme: str | None) 
         assert np.isfinite(pm.sparsify(w, scheme, sparsity, method="sparsegpt", stats=moments_of(x)).to_dense()).all()
 
 
+def test_a_share_that_floats_round_differently_by_columns_removes_as_many_as_any_method() -> None:
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((5, 15)).astype(np.float32), rng.standard_normal((40, 15))
+    found = pm.prune(w, 1 / 3, method="sparsegpt", stats=moments_of(x))  # (1 / 3 * 5) * 15 < 25 == 1 / 3 * 75
+    assert np.count_nonzero(found == 0) == np.count_nonzero(pm.prune(w, 1 / 3) == 0) == 25
+
+
 @given(
     st.integers(0, 2**32),
     st.sampled_from(KINDS),

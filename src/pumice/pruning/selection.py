@@ -130,8 +130,13 @@ class Rule:
         return {key: piece.reshape(score.shape) for (key, score), piece in zip(scores.items(), pieces, strict=True)}
 
 
+def removed(sparsity: float, size: int) -> int:
+    """How many of `size` go: one product, one rounding, the same wherever it is asked."""
+    return math.floor(sparsity * size)
+
+
 def _keep_share(scores: Weights, sparsity: float) -> Mask:
-    return keep_highest(scores, math.floor(sparsity * scores.size))
+    return keep_highest(scores, removed(sparsity, scores.size))
 
 
 def keep_highest(scores: Weights, count: int) -> Mask:

@@ -5,7 +5,6 @@ Frantar & Alistarh 2023, arXiv:2301.00774; the arithmetic is in `pumice.compensa
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from pumice.compensation import BLOCK, DAMPING, Sweep, factorize
 from pumice.pruning.base import Solved, register_solver
 from pumice.pruning.patterns import block_energies, keep_n_of_m, spread
-from pumice.pruning.selection import Mask, Rule, keep_highest
+from pumice.pruning.selection import Mask, Rule, keep_highest, removed
 from pumice.quantization import Outcome, Task
 from pumice.quantization.clipping import nearest
 from pumice.quantization.gptq import move_grid
@@ -101,10 +100,10 @@ def _decide(rule: Rule, scores: F32, start: int, cols: int) -> Mask:
     first, last = start // width, -(-min(start + scores.shape[1], cols) // width)
     assert rule.sparsity is not None
     if rule.scope == "row":
-        count = math.floor(rule.sparsity * last) - math.floor(rule.sparsity * first)
+        count = removed(rule.sparsity, last) - removed(rule.sparsity, first)
         kept = keep_n_of_m(energies, energies.shape[1] - count, energies.shape[1])
     else:
         size = len(energies)
-        count = math.floor(rule.sparsity * size * last) - math.floor(rule.sparsity * size * first)
+        count = removed(rule.sparsity, size * last) - removed(rule.sparsity, size * first)
         kept = keep_highest(energies.reshape(-1), count).reshape(energies.shape)
     return kept if rule.blocksize is None else spread(kept, (height, width), scores.shape)
