@@ -114,17 +114,15 @@ def convert(
     """
     start = time.perf_counter()
     source, target = Path(source), Path(target)
-    plan = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else Recipe.load(recipe)
-    plan = plan.with_options(
+    plan = Recipe.of(
         scheme,
+        recipe,
         tensors=tensors,
         ignore=ignore,
         keep_embeddings=keep_embeddings,
         group_size_fallback=group_size_fallback,
         allow_requantize=allow_requantize,
     )
-    if plan.scheme is None and not plan.rules:
-        raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
     request, profile = Request(batch, objective, max_error), load_profile()
     with open_reader(source, io=io) as reader:
         check_apart(reader, source, target)

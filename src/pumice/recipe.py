@@ -122,6 +122,20 @@ class Recipe:
             raise RecipeError(f"{path}: expected UTF-8 text, got byte {error.start} that is not") from error
         return cls.parse(text, str(path))
 
+    @classmethod
+    def of(
+        cls, scheme: str | Scheme | None, recipe: Recipe | str | os.PathLike[str] | None = None, **options: Any
+    ) -> Recipe:
+        """What a call asks for: a recipe, or the path of one, with the call's scheme and options before it.
+
+        Raises ValueError where neither a scheme nor a rule is given.
+        """
+        base = recipe if isinstance(recipe, Recipe) else cls() if recipe is None else cls.load(recipe)
+        asked = base.with_options(scheme, **options)
+        if asked.scheme is None and not asked.rules:
+            raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
+        return asked
+
     def with_options(
         self,
         scheme: str | Scheme | None = None,

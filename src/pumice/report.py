@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -75,6 +78,21 @@ class Report:
         bits = "" if after is None or not size else f"{8 * after / size:.2f}"
         rows.append(("total", "", "", f"{before:,}", "?" if after is None else f"{after:,}", bits, "", ""))
         return table_of(HEADINGS, rows)
+
+
+def relative_error(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
+    """``||w - w'|| / ||w||`` (Frobenius, in float64) of arrays of one size; 0 of a weight that is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> relative_error(np.array([3.0, 4.0]), np.array([3.0, 3.0]))
+    0.2
+    """
+    wide = exact.astype(np.float64)
+    energy = float(np.square(wide).sum())
+    noise = float(np.square(wide - decoded.reshape(wide.shape)).sum())
+    return math.sqrt(noise / energy) if energy else 0.0
 
 
 HEADINGS = ("tensor", "shape", "scheme", "bytes before", "bytes after", "bits/weight", "error", "SNR dB")

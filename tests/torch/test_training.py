@@ -60,6 +60,7 @@ def test_masks_are_those_of_pumice_prune() -> None:
     masks = prune_(model, 0.75, match="^0", pattern="bsr-4x4")
     np.testing.assert_array_equal(model[0].weight.detach().numpy(), pm.prune(first, 0.75, pattern="bsr-4x4"))
     assert list(masks) == ["0.weight"]
+    np.testing.assert_array_equal(masks.masks["0.weight"], model[0].weight.detach().numpy() != 0)
     assert masks.density == 0.25
 
 

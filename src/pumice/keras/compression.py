@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from pumice.layouts import CompactArray, Transposed
 from pumice.ops import compress as compress_array
 from pumice.options import ACTIVATIONS, check_choice
 from pumice.recipe import Recipe
-from pumice.report import Report, TensorReport
+from pumice.report import Report, TensorReport, relative_error
 from pumice.scheme import Scheme
 
 
@@ -69,11 +68,7 @@ def compress(
         raise ValueError("model: expected one that is built (call it, or model.build(shape)), got one that is not")
     if not isinstance(model, keras.Sequential | keras.src.models.functional.Functional):
         raise ValueError(f"model: expected a Sequential or functional model, got a {type(model).__name__}")
-    plan = (recipe or Recipe()).with_options(
-        scheme, tensors=tensors, ignore=tuple(ignore), keep_embeddings=keep_embeddings
-    )
-    if plan.scheme is None and not plan.rules:
-        raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
+    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings)
     found = dict(kernels(model))
     infos = {_weight_name(name): TensorInfo(w.shape, "F32", w.nbytes) for name, (_, w) in found.items()}
     treatments = plan.plan(infos)
@@ -86,9 +81,7 @@ def compress(
             continue
         array = compress_array(w, treatment.scheme)
         made[layer.name] = array
-        energy = float(np.square(w, dtype=np.float64).sum())
-        noise = float(np.square(w.astype(np.float64) - array.to_dense()).sum())
-        error = math.sqrt(noise / energy) if energy else 0.0
+        error = relative_error(w, array.to_dense())
         reports.append(TensorReport(name, w.shape, array.scheme, w.nbytes, array.nbytes, error, treatment.why))
     copy = keras.models.clone_model(model, clone_function=lambda layer: _clone(layer, made, activations))
     for layer, new in zip(

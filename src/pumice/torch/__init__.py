@@ -12,7 +12,7 @@ except ImportError as error:
 
 from pumice.torch.compression import compress_
 from pumice.torch.distilling import DistillationLoss, Distiller
-from pumice.torch.masking import GradualPruning, Masks, prune_
+from pumice.torch.masking import GradualPruning, HeldMasks, prune_
 from pumice.torch.modules import CompactConv, CompactEmbedding, CompactLinear
 from pumice.torch.quantizing import quantize_aware_
 
@@ -23,7 +23,7 @@ __all__ = [
     "DistillationLoss",
     "Distiller",
     "GradualPruning",
-    "Masks",
+    "HeldMasks",
     "compress_",
     "prune_",
     "quantize_aware_",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from pumice.errors import NonFiniteError
@@ -15,7 +13,7 @@ from pumice.layouts import CompactArray
 from pumice.ops import compress
 from pumice.options import ACTIVATIONS, check_choice
 from pumice.recipe import Recipe
-from pumice.report import Report, TensorReport
+from pumice.report import Report, TensorReport, relative_error
 from pumice.scheme import Scheme
 from pumice.torch.layers import dense, info, parameter, weighty
 from pumice.torch.modules import CompactConv, CompactEmbedding, CompactLinear, CompactModule
@@ -68,11 +66,7 @@ def compress_(
     """
     check_choice("activations", activations, ACTIVATIONS)
     start = time.perf_counter()
-    plan = (recipe or Recipe()).with_options(
-        scheme, tensors=tensors, ignore=tuple(ignore), keep_embeddings=keep_embeddings
-    )
-    if plan.scheme is None and not plan.rules:
-        raise ValueError("scheme: expected a scheme, a recipe or tensors, got none")
+    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings)
     layers = dict(weighty(model))
     if "weight" in layers:
         raise ValueError(f"model: expected a module that holds layers, got a {type(model).__name__} itself")
@@ -92,7 +86,7 @@ def compress_(
             arrays[id(weight)] = _compressed(name, weight, treatment.scheme)
         array = arrays[id(weight)]
         before, after = (0, 0) if shared else (about.nbytes, array.nbytes)
-        error = None if shared else _error(weight, array)
+        error = None if shared else relative_error(dense(weight), array.to_dense())
         why = f"{why}, shared" if shared else why
         reports.append(TensorReport(name, about.shape, array.scheme, before, after, error, why))
         chosen[name] = _compact(layer, array, activations)
@@ -117,13 +111,6 @@ def _compressed(name: str, weight: Tensor, scheme: Scheme) -> CompactArray:
     except NonFiniteError as error:
         raise NonFiniteError(f"{name}: {error}") from error
     return array
-
-
-def _error(weight: Tensor, array: CompactArray) -> float:
-    exact = dense(weight).astype(np.float64)
-    energy = math.sqrt(float(np.square(exact).sum()))
-    noise = exact.reshape(array.shape) - array.to_dense()
-    return math.sqrt(float(np.square(noise).sum())) / energy if energy else 0.0
 
 
 def _compact(layer: Any, array: CompactArray, activations: str) -> CompactModule:

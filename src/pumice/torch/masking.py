@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumice.pruning import cubic_sparsity, prune
+from pumice.pruning import Masks, cubic_sparsity, prune
 from pumice.torch.layers import dense, matching, parameter
 
 
-class Masks:
+class HeldMasks:
     """Which weights of a model are kept; the others stay exactly 0 through every step of an optimiser.
 
     A mask stops the gradient of what it removes, and after each step of the optimisers that `hold` was told of, the
@@ -61,7 +61,7 @@ class Masks:
                 if isinstance(value, Tensor) and value.shape == p.shape:
                     value.masked_fill_(~mask, 0)
 
-    def hold(self, optimizer: torch.optim.Optimizer) -> Masks:
+    def hold(self, optimizer: torch.optim.Optimizer) -> HeldMasks:
         """Apply the masks after every step of an optimiser; returns itself."""
         self.apply(optimizer)
         self._handles.append(optimizer.register_step_post_hook(lambda optimizer, *_: self.apply(optimizer)))
@@ -72,6 +72,11 @@ class Masks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    @property
+    def masks(self) -> Masks:
+        """The masks as `pumice.Masks`, which combine and go to files."""
+        return Masks({name: mask.numpy() for name, mask in self._masks.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -88,7 +93,7 @@ class Masks:
         return sum(int(m.sum()) for m in self._masks.values()) / sum(m.numel() for m in self._masks.values())
 
     def __repr__(self) -> str:
-        return f"<Masks of {len(self)} weights, density {self.density:.4g}>"
+        return f"<HeldMasks of {len(self)} weights, density {self.density:.4g}>"
 
 
 def prune_(
@@ -99,7 +104,7 @@ def prune_(
     method: str = "magnitude",
     pattern: str | None = None,
     scope: str = "layer",
-) -> Masks:
+) -> HeldMasks:
     """Prune a model in place, and keep it pruned.
 
     Parameters
@@ -114,7 +119,7 @@ def prune_(
 
     Returns
     -------
-    Masks
+    HeldMasks
         Call ``hold(optimizer)`` before training on.
 
     Raises
@@ -127,10 +132,10 @@ def prune_(
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4))
     >>> prune_(model, 0.75, pattern="bsr-4x1")
-    <Masks of 1 weights, density 0.25>
+    <HeldMasks of 1 weights, density 0.25>
     """
     how = {"method": method, "pattern": pattern, "scope": scope}
-    masks = Masks(matching(model, match), how)
+    masks = HeldMasks(matching(model, match), how)
     try:
         masks.prune(sparsity)
     except Exception:
@@ -146,7 +151,7 @@ class GradualPruning:
 
     Parameters
     ----------
-    masks : Masks
+    masks : HeldMasks
         Held by the optimiser.
     final : float
         Sparsity from step `end` on.
@@ -169,7 +174,7 @@ class GradualPruning:
     """
 
     def __init__(
-        self, masks: Masks, final: float, *, end: int, begin: int = 0, every: int = 1, initial: float = 0.0
+        self, masks: HeldMasks, final: float, *, end: int, begin: int = 0, every: int = 1, initial: float = 0.0
     ) -> None:
         if not 0 <= initial <= final <= 1:
             raise ValueError(f"final: expected 0 <= initial <= final <= 1, got initial {initial}, final {final}")
