@@ -36,19 +36,24 @@ def task(scheme: str, **more: object) -> Task:
     return Task(w, pm.Scheme.parse(scheme), moments(), **more)
 
 
-def solve(method: str, some: Task) -> tuple:
+def solve(method: str, some: Task) -> tuple | None:
+    """What the method gives; None where it refuses zeros or minima, by its name. Symmetric grids every method has."""
     try:
         return quantize_matrix(some, method, {})
-    except ValueError as error:  # a method may refuse a kind of grid, by its name
+    except ValueError as error:
+        assert some.scheme.flags
         assert str(error).startswith("method: expected another than")
-        pytest.skip(f"{method} has no {some.scheme}")
+        return None
 
 
 @every_scheme
 @every_method
 def test_it_gives_finite_weights_and_a_grid_of_the_form_of_the_codec(method: str, scheme: str) -> None:
     some = task(scheme)
-    w, grid, outcome = solve(method, some)
+    found = solve(method, some)
+    if found is None:
+        return
+    w, grid, outcome = found
     assert w.shape == some.w.shape and w.dtype == np.float32 and np.isfinite(w).all()
     codec = codec_of(some.scheme)
     arrays = codec.encode(w, some.scheme, None, grid)
@@ -61,7 +66,10 @@ def test_it_gives_finite_weights_and_a_grid_of_the_form_of_the_codec(method: str
 @every_method
 def test_holes_stay_holes(method: str, scheme: str) -> None:
     some = task(scheme, keep=weights() != 0)
-    w, grid, _ = solve(method, some)
+    found = solve(method, some)
+    if found is None:
+        return
+    w, grid, _ = found
     assert not w[weights() == 0].any()
     if "min" not in some.scheme.flags:  # whose grids need not have 0
         decoded = codec_of(some.scheme).decode(
