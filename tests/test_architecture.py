@@ -111,3 +111,13 @@ def test_the_reference_is_never_imported_by_production() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_what_has_to_do_with_files_is_imported_when_it_is_asked_for() -> None:
+    seen = "'pumice.checkpoint' in sys.modules"
+    code = f"import sys, pumice; before = {seen}; pumice.load; print(before, {seen})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found == ["False", "True"]
+    assert set(pumice.__all__) <= set(dir(pumice))
+    with pytest.raises(AttributeError, match="module 'pumice' has no attribute 'nothing'"):
+        pumice.nothing  # noqa: B018

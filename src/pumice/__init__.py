@@ -11,12 +11,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pumice._core.native import get_num_threads, set_num_threads
-from pumice.checkpoint import load, save, verify
-from pumice.conversion import convert
 from pumice.errors import FormatError, FormatWarning, NonFiniteError, PumiceError, RecipeError, SchemeError
 from pumice.explanation import explain
-from pumice.exporting import export
 from pumice.layouts import (
     BitmaskArray,
     BSRArray,
@@ -31,12 +31,27 @@ from pumice.layouts import (
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
 from pumice.pruning import Masks, cubic_sparsity, prune, sparsify
-from pumice.recipe import Recipe
 from pumice.scheme import Scheme
 from pumice.statistics import CalibrationStats, Moments
 from pumice.threadpools import register as _register_threadpools
 
+if TYPE_CHECKING:
+    from pumice.checkpoint import load, save, verify
+    from pumice.conversion import convert
+    from pumice.exporting import export
+    from pumice.recipe import Recipe
+
 __version__ = "0.1.0"
+
+# What has to do with files is imported when it is first asked for: nearly half of the cost of `import pumice`.
+_LATER = {
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "verify": "checkpoint",
+    "convert": "conversion",
+    "export": "exporting",
+    "Recipe": "recipe",
+}
 
 _register_threadpools()
 
@@ -79,3 +94,14 @@ __all__ = [
     "sparsify",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'pumice' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"pumice.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
