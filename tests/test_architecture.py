@@ -27,9 +27,9 @@ LAYERS: list[set[str]] = [
     {"pruning", "distillation"},
     {"checkpoint"},
     {"report"},
-    {"recipe", "comparison", "difference", "model_folder"},
+    {"recipe", "comparison", "difference", "survey", "model_folder"},
     {"conversion"},
-    {"exporting"},
+    {"exporting", "page"},
     {"cli"},
     {"torch", "keras", "sklearn"},  # bridges: imported by nobody
     {"__main__"},

@@ -6,15 +6,15 @@ import argparse
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice.checkpoint import Reader, TensorInfo, open_reader
-from pumice.checkpoint.publication import Publication
-from pumice.cli.common import DONE, add_command, add_json, add_path, find_tensor
+from pumice.cli.common import DONE, add_command, add_json, add_path, check_output, find_tensor, publish_file
 
 Index = int | slice
 
@@ -53,11 +53,13 @@ def _indices(text: str) -> tuple[Index, ...]:
 
 
 def _cat(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        check_output(options.output, ".npy", options.overwrite)
     with open_reader(options.path) as reader:
         info = find_tensor(reader, options.tensor)
         values = _read(reader, options.tensor, info, options.slice)
     if options.output is not None:
-        _write(options.output, values, options.overwrite)
+        publish_file(options.output, partial(_save, values))
     elif options.json:
         table = {"name": options.tensor, "shape": info.shape, "scheme": info.dtype, "values": _plain(values.tolist())}
         print(json.dumps(table))
@@ -86,19 +88,8 @@ def _read(reader: Reader, name: str, info: TensorInfo, index: tuple[Index, ...])
     return part[0] if one else part
 
 
-def _write(path: Path, values: NDArray[Any], overwrite: bool) -> None:
-    if path.suffix != ".npy":
-        raise ValueError(f"output: expected a name that ends in .npy, got {str(path)!r}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"output: expected a new file, got {str(path)!r}, which is there; or --overwrite")
-    publication = Publication(path.parent)
-    try:
-        staged = publication.stage(path.name, lambda out: np.save(out, values, allow_pickle=False))
-        with publication.exclusive():
-            publication.publish([staged], [], whole=False)
-            publication.finish()
-    finally:
-        publication.discard()
+def _save(values: NDArray[Any], out: IO[bytes]) -> None:
+    np.save(out, values, allow_pickle=False)
 
 
 def _plain(values: Any) -> Any:

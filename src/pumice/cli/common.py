@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pumice.checkpoint import Reader, TensorInfo
+from pumice.checkpoint.publication import Publication
 from pumice.conversion import Progress
 from pumice.errors import near
 
@@ -43,6 +44,26 @@ def find_tensor(reader: Reader, name: str) -> TensorInfo:
     if name not in reader.names():
         raise ValueError(f"tensor: expected one of the checkpoint's, got {name!r}{near(name, reader.names())}")
     return reader.info(name)
+
+
+def check_output(path: Path, suffix: str, overwrite: bool) -> None:
+    """Raise a ValueError or FileExistsError for a file that cannot be written; before the work, not after it."""
+    if path.suffix != suffix:
+        raise ValueError(f"output: expected a name that ends in {suffix}, got {str(path)!r}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"output: expected a new file, got {str(path)!r}, which is there; or --overwrite")
+
+
+def publish_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that appears whole or not at all."""
+    publication = Publication(path.parent)
+    try:
+        staged = publication.stage(path.name, fill)
+        with publication.exclusive():
+            publication.publish([staged], [], whole=False)
+            publication.finish()
+    finally:
+        publication.discard()
 
 
 class Display:
