@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import pumice as pm
+from pumice.pruning.patterns import keep_n_of_m
 
 W = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
 small = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(-3, 3).map(float))
@@ -125,6 +126,21 @@ def test_the_n_highest_of_every_m_stay_the_lowest_index_goes_first_on_ties(patte
         assert set(np.flatnonzero(~kept)) == set(removed)
     assert (pruned == np.where(mask, w, 0)).all()
     assert (pm.prune(w, 1 - n / m, pattern=pattern + "+float32") == pruned).all()
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 31, 32, 33, 128])
+def test_groups_of_any_size_keep_what_a_stable_sort_says(m: int) -> None:
+    scores = np.random.default_rng(m).integers(0, 6, (300, m)).astype(np.float32)  # ties
+    order = np.argsort(scores, axis=1, kind="stable")
+    for n in {0, 1, m // 2, m}:
+        expected = np.ones(scores.shape, bool)
+        np.put_along_axis(expected, order[:, : m - n], False, axis=1)
+        np.testing.assert_array_equal(keep_n_of_m(scores, n, m), expected)
+
+
+def test_a_share_may_be_written_as_a_fraction_where_a_pattern_fixes_it() -> None:
+    w = np.random.default_rng(6).standard_normal((4, 9))
+    np.testing.assert_array_equal(pm.prune(w, 2 / 3, pattern="1:3"), pm.prune(w, pattern="1:3"))  # not 1 - 1 / 3
 
 
 @given(small, blocks, st.floats(0, 1))
