@@ -159,7 +159,7 @@ def speed_table(rounds: Rounds) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suites", nargs="*", choices=SUITES, default=list(SUITES))
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join(SUITES)}; by default all")
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -168,6 +168,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/algorithms.md")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if unknown := set(options.suites) - set(SUITES):
+        parser.error(f"suites: expected some of {', '.join(SUITES)}, got {', '.join(sorted(unknown))}")
+    options.suites = options.suites or SUITES
     if options.run:
         print("\n" + json.dumps(run(*options.run, options.size, options.threads)))
         return
