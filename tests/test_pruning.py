@@ -205,3 +205,17 @@ def test_a_normal_matrix_keeps_as_much_as_theory_says(
     pruned = pm.prune(w, sparsity, pattern=pattern)
     assert np.abs(pruned).sum() / np.abs(w).sum() == pytest.approx(magnitude, abs=0.01)
     assert (pruned**2).sum() / (w**2).sum() == pytest.approx(energy, abs=0.01)
+
+
+def test_of_uniform_magnitudes_half_by_size_keeps_three_quarters_and_two_of_four_seven_tenths() -> None:
+    """Means of order statistics: the upper half of [0, 1] has 3/4 of its sum; of four (3/5 + 4/5) / 2."""
+    w = np.random.default_rng(7).random((512, 1024))
+    assert pm.prune(w, 0.5).sum() / w.sum() == pytest.approx(0.75, abs=0.003)
+    assert pm.prune(w, pattern="2:4").sum() / w.sum() == pytest.approx(0.70, abs=0.003)
+
+
+def test_the_freer_the_pattern_the_more_magnitude_stays() -> None:
+    w = np.random.default_rng(8).standard_normal((512, 1024))
+    patterns = (None, "8:16", "4:8", "2:4", "bsr-1x4", "bsr-16x1", "bsr-8x4", "bsr-32x32")
+    kept = [float(np.abs(pm.prune(w, 0.5, pattern=pattern)).sum()) for pattern in patterns]
+    assert kept == sorted(kept, reverse=True)
