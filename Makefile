@@ -25,7 +25,7 @@ help:
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
 	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
-	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside their papers' algorithms in torch (5 minutes)"
+	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside LLM Compressor and their papers' algorithms in torch (.venv-algorithms; ten minutes); SUITES=quality, WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -149,9 +149,19 @@ bench: $(PEERS)/peers
 bench-sparse: $(PEERS)/peers
 	@$(MAKE) --no-print-directory bench SUITES="$(or $(SUITES),sparse)" JSON=$(or $(JSON),build/bench/sparse.json)
 
-bench-algorithms: $(PEERS)/peers
-	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/built
-	@$(PEERS)/bin/python bench/algorithms.py $(if $(JSON),--json $(JSON))
+# A venv of its own: llmcompressor binds transformers. Without it, bench/algorithms.py says so and does without.
+ALGORITHMS := .venv-algorithms
+$(ALGORITHMS)/peers: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(ALGORITHMS) $(ALGORITHMS)/made
+	@echo "== installing torch and llmcompressor (minutes)"
+	@$(ALGORITHMS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(ALGORITHMS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 llmcompressor==0.14.0.1 || \
+	  echo "bench-algorithms: llmcompressor cannot be installed: SKIPPED"
+	@touch $@
+
+bench-algorithms: $(ALGORITHMS)/peers
+	@$(MAKE) --no-print-directory VENV=$(ALGORITHMS) $(ALGORITHMS)/built
+	@$(ALGORITHMS)/bin/python bench/algorithms.py $(SUITES) $(if $(JSON),--json $(JSON)) $(if $(WRITE),--write)
 
 bench-compare:
 	@test -f "$(A)" -a -f "$(B)" || { echo "bench-compare: expected A=a.json B=b.json, files of bench/run.py, got A=$(A) B=$(B)"; exit 2; }
@@ -208,4 +218,4 @@ huge: $(VENV)/with-test
 	@$(BIN)/python -m pytest -q -m huge
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(TORCH) $(INTEROP) $(INTEROP_GGUF) build dist
+	rm -rf $(VENV) $(PEERS) $(ALGORITHMS) $(TORCH) $(INTEROP) $(INTEROP_GGUF) build dist

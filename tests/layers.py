@@ -38,12 +38,13 @@ KINDS = (
     "tiny",
     "nearly equal",
     "negative",
+    "ill-conditioned",
 )
 
 
-def degenerate(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(weights, inputs) of a small layer whose moments are singular or worse."""
-    rows, cols, samples = rng.integers(1, 7), rng.integers(1, 41), rng.integers(1, 20)
+def degenerate(rng: np.random.Generator, kind: str, most: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """(weights, inputs) of a layer of at most so many columns whose moments are singular or worse."""
+    rows, cols, samples = rng.integers(1, 7), rng.integers(1, most + 1), rng.integers(1, 20)
     x, w = rng.standard_normal((samples, cols)), rng.standard_normal((rows, cols))
     if kind == "dead":
         x[:, rng.random(cols) < 0.5] = 0
@@ -66,4 +67,7 @@ def degenerate(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndar
         x = x[:, :1] * (1 + 1e-7 * rng.standard_normal(cols))
     elif kind == "negative":
         w = -np.abs(w)
+    elif kind == "ill-conditioned":
+        basis = np.linalg.qr(rng.standard_normal((cols, cols)))[0]
+        x = (rng.standard_normal((cols + 5, cols)) * np.logspace(0, -rng.uniform(3, 15), cols)) @ basis
     return w.astype(np.float32), x.astype(np.float32)

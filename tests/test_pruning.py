@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import pumice as pm
+from pumice.pruning.patterns import keep_n_of_m
 
 W = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
 small = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(-3, 3).map(float))
@@ -127,6 +128,21 @@ def test_the_n_highest_of_every_m_stay_the_lowest_index_goes_first_on_ties(patte
     assert (pm.prune(w, 1 - n / m, pattern=pattern + "+float32") == pruned).all()
 
 
+@pytest.mark.parametrize("m", [1, 2, 3, 31, 32, 33, 128])
+def test_groups_of_any_size_keep_what_a_stable_sort_says(m: int) -> None:
+    scores = np.random.default_rng(m).integers(0, 6, (300, m)).astype(np.float32)  # ties
+    order = np.argsort(scores, axis=1, kind="stable")
+    for n in {0, 1, m // 2, m}:
+        expected = np.ones(scores.shape, bool)
+        np.put_along_axis(expected, order[:, : m - n], False, axis=1)
+        np.testing.assert_array_equal(keep_n_of_m(scores, n, m), expected)
+
+
+def test_a_share_may_be_written_as_a_fraction_where_a_pattern_fixes_it() -> None:
+    w = np.random.default_rng(6).standard_normal((4, 9))
+    np.testing.assert_array_equal(pm.prune(w, 2 / 3, pattern="1:3"), pm.prune(w, pattern="1:3"))  # not 1 - 1 / 3
+
+
 @given(small, blocks, st.floats(0, 1))
 def test_whole_blocks_go_exactly_floor_of_the_share_those_of_least_energy(
     w: np.ndarray, block: tuple[int, int], sparsity: float
@@ -189,3 +205,17 @@ def test_a_normal_matrix_keeps_as_much_as_theory_says(
     pruned = pm.prune(w, sparsity, pattern=pattern)
     assert np.abs(pruned).sum() / np.abs(w).sum() == pytest.approx(magnitude, abs=0.01)
     assert (pruned**2).sum() / (w**2).sum() == pytest.approx(energy, abs=0.01)
+
+
+def test_of_uniform_magnitudes_half_by_size_keeps_three_quarters_and_two_of_four_seven_tenths() -> None:
+    """Means of order statistics: the upper half of [0, 1] has 3/4 of its sum; of four (3/5 + 4/5) / 2."""
+    w = np.random.default_rng(7).random((512, 1024))
+    assert pm.prune(w, 0.5).sum() / w.sum() == pytest.approx(0.75, abs=0.003)
+    assert pm.prune(w, pattern="2:4").sum() / w.sum() == pytest.approx(0.70, abs=0.003)
+
+
+def test_the_freer_the_pattern_the_more_magnitude_stays() -> None:
+    w = np.random.default_rng(8).standard_normal((512, 1024))
+    patterns = (None, "8:16", "4:8", "2:4", "bsr-1x4", "bsr-16x1", "bsr-8x4", "bsr-32x32")
+    kept = [float(np.abs(pm.prune(w, 0.5, pattern=pattern)).sum()) for pattern in patterns]
+    assert kept == sorted(kept, reverse=True)

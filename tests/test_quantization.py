@@ -205,9 +205,9 @@ def test_percentiles_cut_what_numpy_says() -> None:
 # Never fails.
 
 
-def check_degenerate(seed: int, kind: str, scheme: str, options: dict) -> None:
+def check_degenerate(seed: int, kind: str, scheme: str, options: dict, most: int = 40) -> None:
     """No exception, no NaN, and no worse than the weights' own size says."""
-    w, x = degenerate(np.random.default_rng(seed), kind)
+    w, x = degenerate(np.random.default_rng(seed), kind, most)
     c = pm.quantize(w, scheme, method="gptq", stats=moments_of(x), **options)
     assert np.isfinite(c.to_dense()).all()
     assert c.outcome.rounded == len(w) or np.isfinite(c.outcome.loss)

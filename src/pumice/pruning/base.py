@@ -218,7 +218,8 @@ def _solved(
     masks: dict[Any, Mask] = {}
     for key, array in weights.items():
         solved = solve(as_float32_matrix(array), rule, None, **inputs[key], **options)
-        pruned[key] = solved.w.astype(array.dtype).reshape(array.shape)
+        largest = np.finfo(array.dtype).max  # float16 cannot hold all that later weights may have to make up for
+        pruned[key] = np.clip(solved.w, -largest, largest).astype(array.dtype).reshape(array.shape)
         masks[key] = solved.mask.reshape(array.shape)
     return pruned, masks
 

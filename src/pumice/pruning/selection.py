@@ -76,7 +76,7 @@ class Rule:
                 raise ValueError(
                     f"pattern: expected neither threshold nor scope with {self.grid}, which fixes what is removed"
                 )
-            if sparsity is not None and sparsity != fixed:
+            if sparsity is not None and not math.isclose(sparsity, fixed):
                 raise ValueError(f"sparsity: expected None or {fixed:g}, which {self.grid} fixes, got {sparsity}")
             return
         if (sparsity is None) == (threshold is None):

@@ -19,6 +19,8 @@ from pumice.quantization.gptq import move_grid
 from pumice.statistics import Moments
 from pumice.values.base import F32, Arrays
 
+LARGEST = np.finfo(np.float32).max
+
 
 @register_solver("sparsegpt", needs=("moments",))
 def sparsegpt(w: F32, rule: Rule, task: Task | None, *, moments: Moments, damping: float = DAMPING) -> Solved:
@@ -72,7 +74,9 @@ def _sweep(
     for start, stop in pairwise(bounds):
         if start % unit == 0:
             end = min(start + unit, cols)
-            mask[:, start:end] = _decide(rule, np.abs(sweep.current(end)) * root[start:end], start, cols)
+            with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found by their loss
+                scores = np.fmin(np.abs(sweep.current(end)) * root[start:end], LARGEST)  # of NaN, too
+            mask[:, start:end] = _decide(rule, scores, start, cols)
         levels = None
         if task is not None and grid is not None:
             if start % group == 0 and task.scheme.group is not None:

@@ -8,11 +8,14 @@ from pumice.pruning.base import register
 from pumice.pruning.selection import Weights
 from pumice.statistics import Moments
 
+SAFE = 2.0**-60, 2.0**127  # the largest score of a layer, for float32 to hold the others as well
+
 
 @register("wanda", needs=("moments",), scope="row")
 def wanda(w: Weights, moments: Moments) -> Weights:
     """The score of a weight is its absolute value times the root mean square of its input."""
-    norms = moments.norms()
-    if w.dtype == np.float16:
-        return np.abs(w).astype(np.float32) * norms
-    return np.abs(w) * norms.astype(w.dtype)
+    norms, sizes = moments.norms(), np.abs(w)
+    largest = float(sizes.max(initial=0)) * float(norms.max())
+    wide = w.dtype.itemsize > 4 or not (largest == 0 or SAFE[0] < largest < SAFE[1])
+    scores: Weights = np.multiply(sizes, norms, dtype=np.float64 if wide else np.float32)
+    return scores
