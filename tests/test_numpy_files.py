@@ -165,7 +165,7 @@ def scipy_file(**changes: Any) -> bytes:
         ({"format": b"bsr", "data": np.ones((3, 2, 2)), "indptr": np.array([0, 3])}, r"whole blocks of \(2, 2\)"),
         ({"format": b"coo", "indices": None, "indptr": None, "coords": np.zeros((3, 3), int)}, "rows and columns, got"),
         ({"format": b"coo", "indices": None, "indptr": None, "coords": np.zeros((2, 4), int)}, "3 integers"),
-        ({"format": b"coo", "indices": None, "indptr": None, "coords": np.full((2, 3), 3)}, r"row in \[0, 3\), got 3 at 0"),
+        ({"format": b"coo", "indices": None, "indptr": None, "coords": np.full((2, 3), 3)}, r"row in \[0, 3\), got 3"),
         ({"format": b"coo", "indices": None, "indptr": None, "coords": np.array(3)}, "rows and columns, got shape"),
         ({"format": b"coo", "indices": None, "indptr": None, "row": np.array([0, 3, 1]), "col": np.arange(3)},
          r"row in \[0, 3\), got 3 at 1"),

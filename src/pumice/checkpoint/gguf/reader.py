@@ -44,9 +44,9 @@ class GGUFReader(Reader):
 
     Quantized tensors come back as the integer scheme that has their codes and scales, so that they decode to the
     values of ggml to the bit: Q4_0 as ``int4-g32``, Q4_1 and Q4_K as ``int4-g32-min``, Q5_0 ``int5-g32``, Q5_1 and Q5_K
-    ``int5-g32-min``, Q8_0 and Q8_1 ``int8-g32``, Q2_K ``int2-g16-min``, Q3_K ``int3-g16``, Q6_K ``int6-g16``. `info` names
-    every other type, which is refused when it is asked for. Names are those of the file (``blk.0.attn_q.weight``),
-    shapes have the rows first.
+    ``int5-g32-min``, Q8_0 and Q8_1 ``int8-g32``, Q2_K ``int2-g16-min``, Q3_K ``int3-g16``, Q6_K ``int6-g16``. `info`
+    names every other type, which is refused when it is asked for. Names are those of the file
+    (``blk.0.attn_q.weight``), shapes have the rows first.
 
     Parameters
     ----------
