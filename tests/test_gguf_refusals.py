@@ -140,8 +140,12 @@ def test_types_that_are_unknown_or_removed_are_refused_when_asked_for(kind: int,
     for ask in (m.__getitem__, m.raw):
         with pytest.raises(pm.FormatError, match=message):
             ask("w")
-    with pytest.raises(KeyError, match="expected a tensor of the checkpoint, got 'nobody'"):
-        m.info("nobody")
+    for name, message in (
+        ("nobody", "a tensor of the checkpoint, got 'nobody'\""),
+        ("godo", "got 'godo' .near: 'good'"),
+    ):
+        with pytest.raises(KeyError, match=message):
+            m.info(name)
 
 
 def test_a_vector_in_blocks_is_refused_when_asked_for() -> None:

@@ -163,13 +163,24 @@ def scipy_file(**changes: Any) -> bytes:
         ({"indptr": None}, "the arrays data, indices, indptr, shape of csr"),
         ({"format": b"bsr"}, "3 axes"),
         ({"format": b"bsr", "data": np.ones((3, 2, 2)), "indptr": np.array([0, 3])}, r"whole blocks of \(2, 2\)"),
+        ({"format": b"coo", "indices": None, "indptr": None, "coords": np.zeros((3, 3), int)}, "rows and columns, got"),
+        ({"format": b"coo", "indices": None, "indptr": None, "coords": np.zeros((2, 4), int)}, "3 integers"),
+        ({"format": b"coo", "indices": None, "indptr": None, "coords": np.full((2, 3), 3)}, r"row in \[0, 3\), got 3"),
+        ({"format": b"coo", "indices": None, "indptr": None, "coords": np.array(3)}, "rows and columns, got shape"),
         ({"format": b"coo", "indices": None, "indptr": None, "row": np.array([0, 3, 1]), "col": np.arange(3)},
-         r"row: expected indices in \[0, 3\)|indices in \[0, 3\), got 3"),
+         r"row in \[0, 3\), got 3 at 1"),
     ],
 )  # fmt: skip
 def test_scipy_matrices_with_wrong_indices_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(pm.FormatError, match=message):
         pm.load(scipy_file(**changes))["array"]
+
+
+def test_coo_with_its_coordinates_in_one_array_is_read_as_scipy_reads_it() -> None:
+    coords = np.array([[0, 2, 2], [3, 0, 0]])
+    blob = scipy_file(format=b"coo", indices=None, indptr=None, coords=coords)
+    expected = sp.load_npz(io.BytesIO(blob)).toarray()
+    np.testing.assert_array_equal(pm.load(blob)["array"].to_dense(), expected)
 
 
 def test_an_empty_matrix_of_any_width_is_no_bomb() -> None:

@@ -1,4 +1,4 @@
-"""SciPy's `save_npz`: data, indices and indptr (csr, csc, bsr) or row and col (coo) are one matrix, csr or bsr here.
+"""SciPy's `save_npz`: data, indices and indptr (csr, csc, bsr), row and col or coords (coo) are one matrix, csr or bsr.
 
 Format: scipy/sparse/_matrix_io.py of SciPy 1.17, which checks no index when it loads; here every one is, always.
 Indices that are not sorted are sorted, and values in one place are added up, as SciPy does before it computes.
@@ -29,6 +29,7 @@ TENSORS = {
     "bsr": ("data", "indices", "indptr", "shape"),
     "coo": ("data", "row", "col", "shape"),
 }
+COORDS = ("data", "coords", "shape")  # of coo, too: SciPy reads it and means to write it
 Index = NDArray[np.integer[Any]]
 
 
@@ -46,7 +47,7 @@ class SciPySparse(Convention):
         if kind not in TENSORS:
             hint = "save it as .tocsr()"
             raise FormatError(path, None, f"a matrix in {', '.join(TENSORS)}", kind, hint)
-        tensors = TENSORS[kind]
+        tensors = COORDS if kind == "coo" and "coords" in free else TENSORS[kind]
         if set(tensors) != set(free):
             raise FormatError(path, None, f"the arrays {', '.join(tensors)} of {kind}", ", ".join(sorted(free))[:80])
         try:
@@ -62,7 +63,7 @@ class SciPySparse(Convention):
             notes={"source": container.entry("data").dtype},
         )
         name = container.files[0].stem if container.files else "array"
-        yield Found(name, info, tensors, partial(_read, container, kind, info, block))
+        yield Found(name, info, tensors, partial(_read, container, tensors, info, block))
 
 
 def _shape(container: Container) -> tuple[int, int]:
@@ -90,11 +91,15 @@ def _block(container: Container, kind: str) -> tuple[int, int]:
     return height, width
 
 
-def _read(container: Container, kind: str, info: TensorInfo, block: tuple[int, int]) -> CompactArray:
-    rows, cols = info.shape
+def _read(container: Container, tensors: tuple[str, ...], info: TensorInfo, block: tuple[int, int]) -> CompactArray:
+    kind, (rows, cols) = container.metadata["format"].removeprefix(LABEL), info.shape
     if rows % block[0] or cols % block[1]:
         raise FormatError(None, None, f"whole blocks of {block}", f"shape {info.shape}")
-    parts = {name: container.read(name) for name in TENSORS[kind]}
+    parts = {name: container.read(name) for name in tensors}
+    if "coords" in parts:
+        if parts["coords"].shape[:1] != (2,):
+            raise FormatError(None, "coords", "rows and columns", f"shape {parts['coords'].shape}")
+        parts["row"], parts["col"] = parts["coords"]
     limits = rows // block[0], cols // block[1]
     values = parts["data"]
     if kind == "coo":
@@ -128,10 +133,12 @@ def _read(container: Container, kind: str, info: TensorInfo, block: tuple[int, i
 
 def _indices(indices: Index, name: str, count: int, limit: int) -> Index:
     if indices.dtype.kind not in "iu" or indices.shape != (count,):
-        raise FormatError(None, name, f"{count} integers, one for each value", f"{indices.dtype} {indices.shape}")
+        raise FormatError(
+            None, name, f"{name} of {count} integers, one for each value", f"{indices.dtype} {indices.shape}"
+        )
     bad = np.flatnonzero((indices < 0) | (indices >= limit))
     if bad.size:
-        raise FormatError(None, name, f"indices in [0, {limit})", f"{indices[bad[0]]} at {bad[0]}")
+        raise FormatError(None, name, f"{name} in [0, {limit})", f"{indices[bad[0]]} at {bad[0]}")
     return indices.astype(np.int64)
 
 

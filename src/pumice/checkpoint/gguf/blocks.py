@@ -120,6 +120,7 @@ DECODED: dict[int, tuple[str, str, Callable[[Array], Decoded], list[tuple[Any, .
     6: ("Q5_0", "int5-g32", q5_0, [("scale", HALF), ("high", "u1", 4), ("codes", "u1", 16)]),
     7: ("Q5_1", "int5-g32-min", q5_1, [("scale", HALF), ("min", HALF), ("high", "u1", 4), ("codes", "u1", 16)]),
     8: ("Q8_0", "int8-g32", q8_0, [("scale", HALF), ("codes", "u1", 32)]),
+    9: ("Q8_1", "int8-g32", q8_0, [("scale", HALF), ("sum", HALF), ("codes", "u1", 32)]),  # sum * scale: redundant
     10: ("Q2_K", "int2-g16-min", q2_k, [("factors", "u1", 16), ("codes", "u1", 64), ("scale", HALF), ("min", HALF)]),
     11: ("Q3_K", "int3-g16", q3_k, [("high", "u1", 32), ("codes", "u1", 64), ("factors", "u1", 12), ("scale", HALF)]),
     12: ("Q4_K", "int4-g32-min", q4_k, [("scale", HALF), ("min", HALF), ("factors", "u1", 12), ("codes", "u1", 128)]),
@@ -132,9 +133,9 @@ PLAIN = {
     0: ("F32", 4), 1: ("F16", 2), 24: ("I8", 1), 25: ("I16", 2), 26: ("I32", 4), 27: ("I64", 8), 28: ("F64", 8),
     30: ("BF16", 2),
 }  # fmt: skip
-# Known by name and size, not decoded: codebooks, ternary and 4-bit floats; and two that ggml never writes to a file.
+# Known by name and size, not decoded: codebooks, ternary and 4-bit floats; and one that ggml has for activations only.
 NAMED = {
-    9: ("Q8_1", 32, 36), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
     18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
     22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),

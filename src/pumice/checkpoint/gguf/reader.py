@@ -18,7 +18,7 @@ from pumice.checkpoint.gguf.blocks import BlockType
 from pumice.checkpoint.gguf.fields import Fields
 from pumice.checkpoint.gguf.header import MAGIC, OLD_MAGICS, Header, Tensor, fail, read_header
 from pumice.checkpoint.source import Buffer, Source
-from pumice.errors import FormatError
+from pumice.errors import FormatError, near
 from pumice.scheme import Scheme
 from pumice.values.base import codec_of, matrix_shape
 
@@ -44,9 +44,9 @@ class GGUFReader(Reader):
 
     Quantized tensors come back as the integer scheme that has their codes and scales, so that they decode to the
     values of ggml to the bit: Q4_0 as ``int4-g32``, Q4_1 and Q4_K as ``int4-g32-min``, Q5_0 ``int5-g32``, Q5_1 and Q5_K
-    ``int5-g32-min``, Q8_0 ``int8-g32``, Q2_K ``int2-g16-min``, Q3_K ``int3-g16``, Q6_K ``int6-g16``. `info` names every
-    other type, which is refused when it is asked for. Names are those of the file (``blk.0.attn_q.weight``), shapes
-    have the rows first.
+    ``int5-g32-min``, Q8_0 and Q8_1 ``int8-g32``, Q2_K ``int2-g16-min``, Q3_K ``int3-g16``, Q6_K ``int6-g16``. `info`
+    names every other type, which is refused when it is asked for. Names are those of the file
+    (``blk.0.attn_q.weight``), shapes have the rows first.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class GGUFReader(Reader):
     def tensor(self, name: str) -> Tensor:
         """What the tensor table says. KeyError for an unknown name."""
         if name not in self._file_of:
-            raise KeyError(f"name: expected a tensor of the checkpoint, got {name!r}")
+            raise KeyError(f"name: expected a tensor of the checkpoint, got {name!r}{near(name, self._file_of)}")
         return self._file_of[name].header.tensors[name]
 
     def info(self, name: str) -> TensorInfo:
@@ -189,7 +189,7 @@ class GGUFReader(Reader):
             fail(where, name, f"two or more dimensions for {got}", f"shape {tensor.shape}")
         if tensor.type is None:
             hint = "written by a newer ggml?" if got.startswith("type ") else "removed from the format: convert it anew"
-        fail(where, name, "a type of numbers, Q4_0 to Q8_0 or Q2_K to Q6_K", got, hint)
+        fail(where, name, "a type of numbers, Q4_0 to Q8_1 or Q2_K to Q6_K", got, hint)
 
     def close(self) -> None:
         for file in self._files:
