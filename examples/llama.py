@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_files import Config, Text, names_of, open_checkpoint
+from llama_files import Config, Text, beside, names_of, open_checkpoint
 from numpy.typing import NDArray
 
 import pumice as pm
@@ -210,15 +211,26 @@ def perplexity(model: Llama, ids: Sequence[int], window: int = WINDOW) -> tuple[
     """
     if len(ids) < 2:
         raise ValueError(f"text: expected at least two tokens, got {len(ids)}")
-    surprise, scored = 0.0, 0
-    for i in range(0, len(ids) - 1, window):  # a single token at the end has nothing before it
-        part = np.asarray(ids[i : i + window])
-        logits = model.forward(part[:-1], Cache(model.config, window), every=True)
-        logits -= logits.max(axis=-1, keepdims=True)
-        chosen = np.take_along_axis(logits, part[1:, None], axis=-1)[:, 0]
-        surprise += float(np.sum(np.log(np.exp(logits).sum(axis=-1, dtype=np.float64)) - chosen))
-        scored += len(chosen)
-    return float(np.exp(surprise / scored)), scored
+    found = np.concatenate([surprises(model, ids[i : i + window]) for i in range(0, len(ids) - 1, window)])
+    return float(np.exp(found.mean())), len(found)
+
+
+def surprises(model: Llama, ids: Sequence[int]) -> NDArray[np.float64]:
+    """-log p of each token but the first, which has nothing before it."""
+    logits = model.forward(ids[:-1], Cache(model.config, len(ids)), every=True)
+    logits -= logits.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(logits, np.asarray(ids[1:])[:, None], axis=-1)[:, 0]
+    return np.log(np.exp(logits).sum(axis=-1, dtype=np.float64)) - chosen
+
+
+def forward(
+    weights: Any, data: Path, *, like: str | None = None, window: int = WINDOW, encoding: str = "utf-8"
+) -> list[Callable[[], NDArray[np.float64]]]:
+    """For `pumice calibrate` and `pumice eval`: the surprises of a text, a window of its tokens a piece."""
+    config, text = beside(weights, Path(like or weights.path))
+    model, ids = Llama(weights, config), text.encode(data.read_text(encoding))
+    window = min(window, config.context)
+    return [partial(surprises, model, ids[i : i + window]) for i in range(0, len(ids) - 1, window)]
 
 
 def say(model: Llama, cache: Cache, text: Text, ids: Sequence[int], options: argparse.Namespace) -> list[int]:

@@ -218,15 +218,19 @@ class Text:
 def open_checkpoint(model: Path, like: Path | None = None) -> tuple[Mapping[str, Any], Config, Text]:
     """The weights; sizes and text from beside them, or from another folder or GGUF file."""
     weights = pm.load(model)
+    return weights, *beside(weights, like or model)
+
+
+def beside(weights: Mapping[str, Any], told: Path) -> tuple[Config, Text]:
+    """Sizes and text from a folder or GGUF file."""
     gguf_names = names_of(weights)[1]
-    told = like or model
     try:
         if told.is_dir() and (told / "config.json").is_file():
             config = json.loads((told / "config.json").read_text("utf-8"))
-            return weights, Config.from_json(config, gguf_names), Text.from_json(told / "tokenizer.json", config)
+            return Config.from_json(config, gguf_names), Text.from_json(told / "tokenizer.json", config)
         fields = pm.load(told).fields
         if "general.architecture" not in fields:
             raise Unfit(f"{told}: expected a folder with config.json or a GGUF file; --like PATH says where one is")
-        return weights, Config.from_fields(fields, gguf_names, weights), Text.from_fields(fields)
+        return Config.from_fields(fields, gguf_names, weights), Text.from_fields(fields)
     except KeyError as error:
         raise Unfit(f"{told}: expected the entry {error}, got none") from None

@@ -5,11 +5,14 @@ The model is any mapping of tensor names to arrays: `pumice.load` of the float32
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from wordpiece import WordPiece
 
 import pumice as pm
 
@@ -29,6 +32,14 @@ def embed(model: Mapping[str, Any], sentences: Sequence[Sequence[int]]) -> F32:
         for i, vector in zip(batch, pool(encode(model, ids, mask), mask), strict=True):
             vectors[i] = vector
     return np.stack(vectors)
+
+
+def forward(weights: Any, data: Path, *, like: str | None = None) -> list[Callable[[], F32]]:
+    """For `pumice calibrate` and `pumice eval`: the vectors of a text's lines, `BATCH` of them a piece."""
+    tokens = WordPiece.load(Path(like or weights.path) / "vocab.txt")
+    lines = [tokens.encode(line) for line in data.read_text("utf-8").splitlines() if line.strip()]
+    model = dict(weights)
+    return [partial(embed, model, lines[i : i + BATCH]) for i in range(0, len(lines), BATCH)]
 
 
 def encode(model: Mapping[str, Any], ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> F32:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pumice.checkpoint import load, save, verify
     from pumice.conversion import convert
     from pumice.exporting import export
+    from pumice.forwards import calibrate, evaluate
     from pumice.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -51,6 +52,8 @@ _LATER = {
     "convert": "conversion",
     "export": "exporting",
     "Recipe": "recipe",
+    "calibrate": "forwards",
+    "evaluate": "forwards",
 }
 
 _register_threadpools()
@@ -75,10 +78,12 @@ __all__ = [
     "Scheme",
     "SchemeError",
     "SumArray",
+    "calibrate",
     "compress",
     "concatenate",
     "convert",
     "cubic_sparsity",
+    "evaluate",
     "explain",
     "export",
     "from_parts",

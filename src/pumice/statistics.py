@@ -7,7 +7,7 @@ nothing of where they come from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -128,6 +128,10 @@ class Moments:
         norms: F32 = np.sqrt(np.maximum(diagonal, np.float32(0)))
         return norms
 
+    def settle(self) -> None:
+        """Keep the mean only, as files have it: a quarter of the memory."""
+        self._packed, self._sum = self.pack(), None
+
     def pack(self) -> F32:
         """The upper triangle of the mean, column after column: (features * (features + 1) / 2,)."""
         if self._packed is not None:
@@ -241,20 +245,22 @@ class CalibrationStats(Mapping[str, Moments]):
                 raise ValueError(f"{name}: {error}") from error
             merged[id(theirs)] = ours
 
+    def adopt(self, other: CalibrationStats) -> None:
+        """Take over another's entries, of layers that are none of ours, as they are."""
+        twice = [name for name in other._layers if name in self._layers]
+        if twice:
+            raise ValueError(f"other: expected other layers, got {twice[0]!r} again")
+        self._layers.update(other._layers)
+
+    def settle(self) -> None:
+        """Keep means only, as files have them: a quarter of the memory."""
+        for moments in {id(m): m for m in self._layers.values()}.values():
+            moments.settle()
+
     def pack(self) -> dict[str, NDArray[Any]]:
         """Plain arrays: ``NAME.mean`` (float32, a triangle) and ``NAME.count`` (int64, shape (1,)) of each entry, and
         ``aliases``, JSON in UTF-8: the other names of entries."""
-        first: dict[int, str] = {}
-        arrays: dict[str, NDArray[Any]] = {}
-        aliases: dict[str, str] = {}
-        for name, moments in self._layers.items():
-            owner = first.setdefault(id(moments), name)
-            if owner != name:
-                aliases[name] = owner
-                continue
-            arrays[name + MEAN], arrays[name + COUNT] = moments.pack(), np.array([moments.count], np.int64)
-        arrays[ALIASES] = np.frombuffer(json.dumps(aliases, ensure_ascii=False, sort_keys=True).encode(), np.uint8)
-        return arrays
+        return dict(packed([self]))
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, Any]) -> Self:
@@ -296,6 +302,21 @@ class CalibrationStats(Mapping[str, Moments]):
         size = sum(2 * m.features * (m.features + 1) for m in some)
         rows = max((m.count for m in some), default=0)
         return f"<CalibrationStats of {len(self)} layers, {rows} rows, {size / 1000:.0f} KB>"
+
+
+def packed(parts: Iterable[CalibrationStats]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """`CalibrationStats.pack` of several that have no layer in common, as if they were one: an array at a time."""
+    aliases: dict[str, str] = {}
+    for stats in parts:
+        first: dict[int, str] = {}
+        for name, moments in stats._layers.items():
+            owner = first.setdefault(id(moments), name)
+            if owner != name:
+                aliases[name] = owner
+                continue
+            yield name + MEAN, moments.pack()
+            yield name + COUNT, np.array([moments.count], np.int64)
+    yield ALIASES, np.frombuffer(json.dumps(aliases, ensure_ascii=False, sort_keys=True).encode(), np.uint8)
 
 
 def _aliases(arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from pumice.errors import near
 from pumice.layouts import CompactArray
 from pumice.options import PREPACK, check_choice
 
+MEMORY = "<memory>"  # where the bytes of a file are said to be
+
 
 def save(
     target: str | os.PathLike[str] | IO[bytes],
@@ -140,7 +142,7 @@ def load(
     blob = bytes(source) if isinstance(source, bytearray) else source
     # Of bytes that nobody knows, safetensors says best what is wrong.
     reader = reader_for(bytes(memoryview(blob)[:HEAD])) or SafetensorsReader
-    return Checkpoint(reader(blob), "<memory>", prepack)
+    return Checkpoint(reader(blob), MEMORY, prepack)
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -184,6 +186,11 @@ class Checkpoint(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder; None of bytes."""
+        return None if self._path == MEMORY else Path(self._path)
 
     @property
     def metadata(self) -> Mapping[str, str]:
