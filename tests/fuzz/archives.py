@@ -41,13 +41,16 @@ def _numpy() -> list[bytes]:
     w = np.arange(12.0).reshape(3, 4)
     sparse = {"data": np.arange(1.0, 4), "shape": np.array([3, 4])}
     indices = {"indices": np.array([0, 3, 1], np.int32), "indptr": np.array([0, 2, 2, 3], np.int32)}
-    files = [io.BytesIO() for _ in range(6)]
+    files = [io.BytesIO() for _ in range(9)]
     np.save(files[0], w.astype("<f4"))
     np.save(files[1], np.asfortranarray(w, ">f8"))
     np.savez(files[2], a=w, b=np.asfortranarray(w), c=w > 5, d=np.array(3))
     np.savez_compressed(files[3], a=w.astype("f2"), b=np.zeros((0, 3)))
     np.savez(files[4], format=b"csr", **sparse, **indices)
     np.savez_compressed(files[5], format=b"coo", row=np.array([0, 2, 2]), col=np.array([3, 0, 0]), **sparse)
+    np.savez(files[6], format=b"csc", data=sparse["data"], shape=np.array([4, 3]), **indices)
+    np.savez(files[7], format=b"bsr", data=np.ones((3, 2, 2)), shape=np.array([6, 8]), **indices)
+    np.savez(files[8], format=b"coo", coords=np.array([[0, 2, 2], [3, 0, 0]]), **sparse)
     return [file.getvalue() for file in files]
 
 

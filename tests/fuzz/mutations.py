@@ -94,6 +94,7 @@ def seeds() -> list[bytes]:
     files.append(saved({"p": permuted, "q": permuted & compact["csr"]}))
     files += [(GOLDEN / folder / "model.safetensors").read_bytes() for folder in FOREIGN]
     files += [gguf_model()] * 3  # as often as others: nearly all of its bytes are its header
+    files.append((GOLDEN / "ggml.gguf").read_bytes())  # every type that is decoded
     return files + archives.seeds()
 
 
