@@ -24,14 +24,14 @@ def seeds() -> list[bytes]:
         "tail": tensor(shape=(2,), strides=(1,), offset=4),
         "p": b"ctorch._utils\n_rebuild_parameter\n(" + tensor() + b"\x88ccollections\nOrderedDict\n)RtR",
         "w_orig": tensor(),
-        "w_mask": tensor(),
+        "w_mask": tensor(key="2"),
     }
     del tensors["w"]
     pickled = state(**tensors, rest=b"}(" + text("w") + tensor(key="1", kind="HalfStorage", count=12) + b"K\x01]Nau")
-    half = np.arange(12, dtype="<f2").tobytes()
+    half, mask = np.arange(12, dtype="<f2").tobytes(), np.array([1, 0, 1, 1, 0, 0], "<f4").tobytes()
     return [
-        archive(pickled, _1=half),
-        archive(pickled, zipfile.ZIP_DEFLATED, _1=half),
+        archive(pickled, _1=half, _2=mask),
+        archive(pickled, zipfile.ZIP_DEFLATED, _1=half, _2=mask),
         archive(state(model=b"}" + text("w") + tensor() + b"s", epoch=b"K\x03")),
         *_numpy(),
     ]
