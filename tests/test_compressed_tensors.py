@@ -284,6 +284,16 @@ def test_a_config_that_changes_at_random_is_refused_or_fits(case: str, tmp_path:
         assert w.shape == pm.load(GOLDEN / case)["exact"].shape
 
 
+def test_numbers_of_a_config_that_nobody_asks_for_may_be_any(tmp_path: Path) -> None:
+    folder = changed("pack-4-group", tmp_path, lambda tensors, config: None)
+    table = json.loads((folder / "config.json").read_text()) | {"model_max_length": 10**30, "eps": float("inf")}
+    (folder / "config.json").write_text(json.dumps(table))
+    assert pm.load(folder)["fc.weight"].scheme == "int4-g32"
+    (folder / "config.json").write_text('{"model_max_length": ' + "9" * 1001 + "}")
+    with pytest.raises(pm.FormatError, match="expected integers below"):
+        pm.load(folder)
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "expected JSON"), ("[1]", "expected a JSON object, got list")])
 def test_a_broken_config_is_named_where_it_is_needed(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -263,6 +263,12 @@ def test_object_arrays_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_archive_of_nothing_holds_nothing() -> None:
+    file = io.BytesIO()
+    np.savez(file)
+    assert list(pm.load(file.getvalue())) == list(np.load(io.BytesIO(file.getvalue()))) == []
+
+
 def test_other_members_are_refused() -> None:
     blob = scipy_file().replace(b"indptr.npy", b"indptr.txt")
     with pytest.raises(pm.FormatError, match=r"indptr.txt: expected members that end in .npy"):

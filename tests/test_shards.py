@@ -69,7 +69,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
             "no such tensor|the file that holds it",
         ),
         (lambda t: t["weight_map"].update(w9="model-00002-of-00003.safetensors"), "no such tensor there"),
-        (lambda t: t["weight_map"].pop("w0"), r"w0: expected an index that names it, got none, and it is in 'model-00001-of-"),
+        (
+            lambda t: t["weight_map"].pop("w0"),
+            "w0: expected an index that names it, got none, and it is in 'model",
+        ),
         (lambda t: t.pop("weight_map"), "a weight_map"),
     ],
 )
