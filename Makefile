@@ -201,6 +201,7 @@ define sanitized
 endef
 
 NATIVE_TESTS := tests/test_native.py tests/test_minima.py tests/test_ops.py tests/test_protocols.py tests/test_safetensors.py \
+  tests/test_safetensors_refusals.py tests/test_mapped.py \
   tests/test_memory_safety.py tests/test_quantization.py tests/test_solvers.py tests/conformance
 
 sanitize: $(VENV)/with-test $(VENV)/with-build

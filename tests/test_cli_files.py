@@ -167,6 +167,24 @@ def test_names_that_are_nearly_right_are_named() -> None:
     assert m.get("weight") is not None
 
 
+def test_names_and_texts_of_a_file_do_nothing_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, evil = tmp_path / "m.safetensors", "a\x1b[2J\nw\u202e"
+    pm.save(path, {evil: np.ones(3)}, metadata={evil: evil})
+    pm.save(tmp_path / "n.safetensors", {evil: pm.compress(np.ones((4, 32)), "int8-g32-min")})
+    for arguments in (("inspect",), ("diff", path), ("explain",)):
+        main([*map(str, arguments), str(tmp_path / "n.safetensors" if arguments == ("explain",) else path)])
+    main(["export", "ct", str(tmp_path / "n.safetensors"), str(tmp_path / "o")])
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert not set(text) & {"\x1b", "\u202e"}
+        assert "a\\x1b[2J\\nw\\u202e" in text
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(blob)
+    assert main(["verify", str(path)]) == 65
+    assert "m.safetensors: a\\x1b[2J\\nw\\u202e: expected SHA-256" in capsys.readouterr().err
+
+
 def test_diff_finds_the_same_values_in_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = GOLDEN / "torch-state.pt"
     m = pm.load(path)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import pumice as pm
 from pumice.checkpoint import open_reader
-from tests.fuzz.mutations import change
+from tests.fuzz.mutations import change, joined
 
 Change: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], None]
 GOLDEN = Path(__file__).parent / "golden" / "compressed_tensors"
@@ -284,6 +284,16 @@ def test_a_config_that_changes_at_random_is_refused_or_fits(case: str, tmp_path:
         assert w.shape == pm.load(GOLDEN / case)["exact"].shape
 
 
+def test_numbers_of_a_config_that_nobody_asks_for_may_be_any(tmp_path: Path) -> None:
+    folder = changed("pack-4-group", tmp_path, lambda tensors, config: None)
+    table = json.loads((folder / "config.json").read_text()) | {"model_max_length": 10**30, "eps": float("inf")}
+    (folder / "config.json").write_text(json.dumps(table))
+    assert pm.load(folder)["fc.weight"].scheme == "int4-g32"
+    (folder / "config.json").write_text('{"model_max_length": ' + "9" * 1001 + "}")
+    with pytest.raises(pm.FormatError, match="expected integers below"):
+        pm.load(folder)
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "expected JSON"), ("[1]", "expected a JSON object, got list")])
 def test_a_broken_config_is_named_where_it_is_needed(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
@@ -298,6 +308,25 @@ def test_a_broken_config_is_named_where_it_is_needed(text: str, message: str, tm
 def test_what_is_beyond_float32_is_infinite_and_no_event(case: str, tmp_path: Path) -> None:
     folder = changed(case, tmp_path, tensor("fc.weight_scale", lambda s: np.full_like(s, 1e38)))
     assert np.isinf(dense(pm.load(folder)["fc.weight"])).any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("kind", "scale"), [("F8_E4M3", 3e38), ("F8_E5M2", 0.0)])
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_infinities_and_nans_of_float8_are_values_and_no_event(kind: str, scale: float, form: str) -> None:
+    code, scales = 0x7E if kind == "F8_E4M3" else 0x7C, np.full((2, 1 if form == "sparse" else 3), scale, np.float32)
+    parts = {"fc.weight": (kind, np.full((2, 24), code, np.uint8)), "fc.weight_scale": ("F32", scales)}
+    if form == "sparse":
+        parts["fc.compressed"] = kind, np.full(48, code, np.uint8)
+        parts["fc.bitmask"], parts["fc.shape"] = ("U8", np.full((2, 3), 255, np.uint8)), ("I64", np.array([2, 24]))
+        del parts["fc.weight"]
+    header, data = {}, b""
+    for name, (dtype, array) in parts.items():
+        span = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": span}
+        data += array.tobytes()
+    w = dense(pm.load(joined(header, data))["fc.weight"])
+    assert (np.isinf(w) if scale else np.isnan(w)).all()
 
 
 def test_what_may_be_two_things_is_refused_without_a_config(tmp_path: Path) -> None:

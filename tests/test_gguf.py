@@ -220,14 +220,18 @@ def test_verify_says_that_gguf_has_no_checksums(tmp_path: Path) -> None:
     assert pm.verify(path).bad == ("w",)
 
 
-def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    raw = random_blocks("Q4_0", 2, 1, 0)
-    raw[1, :2] = 0x00, 0x7C
-    with (
-        pm.load(written(tmp_path / "a.gguf", {"w": (raw, "Q4_0")})) as m,
-        pytest.raises(pm.FormatError, match="w: .*finite"),
-    ):
-        m["w"]
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path, kind: str) -> None:
+    for at in HALVES[kind]:
+        raw = random_blocks(kind, 2, 1, 0)
+        raw[1] = 0  # integers that an infinity times 0 makes a NaN of
+        raw[1, at : at + 2] = 0x00, 0x7C
+        with (
+            pm.load(written(tmp_path / "a.gguf", {"w": (raw, kind)})) as m,
+            pytest.raises(pm.FormatError, match="w: .*finite"),
+        ):
+            m["w"]
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "F32"])

@@ -176,6 +176,16 @@ def test_scipy_matrices_with_wrong_indices_are_refused(changes: dict[str, Any], 
         pm.load(scipy_file(**changes))["array"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("dtype", "values"), [("f2", [6e4, 6e4]), ("f8", [1e308, 1e308]), ("f4", [np.inf, -np.inf])])
+def test_sums_in_one_place_that_are_not_finite_are_values_and_no_event(dtype: str, values: Any) -> None:
+    data, zeros = np.array([*values, 1], dtype), np.array([0, 0, 1])
+    blob = scipy_file(format=b"coo", indices=None, indptr=None, data=data, row=zeros, col=zeros)
+    w = pm.load(blob)["array"].to_dense()
+    assert w[1, 1] == 1
+    assert not np.isfinite(w[0, 0])
+
+
 def test_coo_with_its_coordinates_in_one_array_is_read_as_scipy_reads_it() -> None:
     coords = np.array([[0, 2, 2], [3, 0, 0]])
     blob = scipy_file(format=b"coo", indices=None, indptr=None, coords=coords)
@@ -251,6 +261,12 @@ def test_object_arrays_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(pm.FormatError, match="an object array.*pickles, which could run code"):
             pm.load(file.getvalue())
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_archive_of_nothing_holds_nothing() -> None:
+    file = io.BytesIO()
+    np.savez(file)
+    assert list(pm.load(file.getvalue())) == list(np.load(io.BytesIO(file.getvalue()))) == []
 
 
 def test_other_members_are_refused() -> None:

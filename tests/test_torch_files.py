@@ -124,7 +124,7 @@ def test_folders_open_at_pytorch_model_bin_or_at_the_shards_of_an_index(tmp_path
         ({"weight": first, "bias": first, "head": "/etc/passwd"}, "a file name without folders"),
         ({"weight": first, "bias": first, "head": "pytorch_model-00003-of-00003.bin"}, "shard 3 of 3.*no such file"),
         ({"weight": first, "bias": first, "other": second}, "other: expected a tensor of"),
-        ({"weight": first, "head": second}, "bias: expected the file that holds it"),
+        ({"weight": first, "head": second}, "bias: expected an index that names it"),
     ):
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": tensors}))
         with pytest.raises(pm.FormatError, match=message):

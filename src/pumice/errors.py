@@ -57,7 +57,7 @@ class FormatError(PumiceError):
         self.path, self.tensor, self.rule, self.got, self.hint = path, tensor, rule, got, hint
         where = "".join(f"{place}: " for place in (path, tensor) if place is not None)
         found = "" if got is None else f", got {got}"
-        super().__init__(f"{where}expected {rule}{found}" + (f" ({hint})" if hint else ""))
+        super().__init__(printable(f"{where}expected {rule}{found}" + (f" ({hint})" if hint else "")))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FormatError, (self.path, self.tensor, self.rule, self.got, self.hint)
@@ -65,6 +65,17 @@ class FormatError(PumiceError):
 
 class FormatWarning(UserWarning):
     """A file that contradicts itself, or that other readers read differently; it says how it was read."""
+
+
+def printable(text: str) -> str:
+    """Text of a file as it may go to a terminal: what is no line of characters, as escapes.
+
+    Examples
+    --------
+    >>> print(printable("fc\\x1b[2J\\nweight Größe"))
+    fc\\x1b[2J\\nweight Größe
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def near(name: str, names: Iterable[str], cutoff: float = 0.7) -> str:

@@ -24,14 +24,14 @@ def seeds() -> list[bytes]:
         "tail": tensor(shape=(2,), strides=(1,), offset=4),
         "p": b"ctorch._utils\n_rebuild_parameter\n(" + tensor() + b"\x88ccollections\nOrderedDict\n)RtR",
         "w_orig": tensor(),
-        "w_mask": tensor(),
+        "w_mask": tensor(key="2"),
     }
     del tensors["w"]
     pickled = state(**tensors, rest=b"}(" + text("w") + tensor(key="1", kind="HalfStorage", count=12) + b"K\x01]Nau")
-    half = np.arange(12, dtype="<f2").tobytes()
+    half, mask = np.arange(12, dtype="<f2").tobytes(), np.array([1, 0, 1, 1, 0, 0], "<f4").tobytes()
     return [
-        archive(pickled, _1=half),
-        archive(pickled, zipfile.ZIP_DEFLATED, _1=half),
+        archive(pickled, _1=half, _2=mask),
+        archive(pickled, zipfile.ZIP_DEFLATED, _1=half, _2=mask),
         archive(state(model=b"}" + text("w") + tensor() + b"s", epoch=b"K\x03")),
         *_numpy(),
     ]
@@ -41,13 +41,16 @@ def _numpy() -> list[bytes]:
     w = np.arange(12.0).reshape(3, 4)
     sparse = {"data": np.arange(1.0, 4), "shape": np.array([3, 4])}
     indices = {"indices": np.array([0, 3, 1], np.int32), "indptr": np.array([0, 2, 2, 3], np.int32)}
-    files = [io.BytesIO() for _ in range(6)]
+    files = [io.BytesIO() for _ in range(9)]
     np.save(files[0], w.astype("<f4"))
     np.save(files[1], np.asfortranarray(w, ">f8"))
     np.savez(files[2], a=w, b=np.asfortranarray(w), c=w > 5, d=np.array(3))
     np.savez_compressed(files[3], a=w.astype("f2"), b=np.zeros((0, 3)))
     np.savez(files[4], format=b"csr", **sparse, **indices)
     np.savez_compressed(files[5], format=b"coo", row=np.array([0, 2, 2]), col=np.array([3, 0, 0]), **sparse)
+    np.savez(files[6], format=b"csc", data=sparse["data"], shape=np.array([4, 3]), **indices)
+    np.savez(files[7], format=b"bsr", data=np.ones((3, 2, 2)), shape=np.array([6, 8]), **indices)
+    np.savez(files[8], format=b"coo", coords=np.array([[0, 2, 2], [3, 0, 0]]), **sparse)
     return [file.getvalue() for file in files]
 
 

@@ -29,7 +29,7 @@ FOREIGN = [
     "compressed_tensors/pack-4-group-asym", "compressed_tensors/pack-4-stack", "compressed_tensors/pack-8-channel",
     "compressed_tensors/pack-7-channel-asym", "compressed_tensors/int-group-asym", "compressed_tensors/float-channel",
     "compressed_tensors/sparse-float32", "compressed_tensors/sparse-int-asym", "compressed_tensors/sparse-24-int",
-    "gptq/autogptq-4bit", "gptq/planes-3bit", "gptq/v1-2bit", "awq/autoawq", "float8/blocks16",
+    "gptq/autogptq-4bit", "gptq/planes-3bit", "gptq/v1-2bit", "awq/autoawq", "float8/weight_scale",
 ]  # fmt: skip
 NUMBERS = [
     0,
@@ -94,6 +94,7 @@ def seeds() -> list[bytes]:
     files.append(saved({"p": permuted, "q": permuted & compact["csr"]}))
     files += [(GOLDEN / folder / "model.safetensors").read_bytes() for folder in FOREIGN]
     files += [gguf_model()] * 3  # as often as others: nearly all of its bytes are its header
+    files.append((GOLDEN / "ggml.gguf").read_bytes())  # every type that is decoded
     return files + archives.seeds()
 
 

@@ -96,7 +96,8 @@ class ContainerReader(Reader):
             return self.container.read(name)
         found = self._found[name]
         try:
-            return found.read()
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # infinities and NaNs are values
+                return found.read()
         except FormatError as error:
             if error.path is not None:
                 raise

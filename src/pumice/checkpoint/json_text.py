@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 
 from pumice.errors import FormatError
 
+DIGITS_CAP = 1000  # of the integers of a config; Python itself stops at 4300
 NUMBER_CAP = 1 << 48  # no offset or dimension of a real file is larger; NumPy cannot hold much more
 
 
 def parse_json(text: bytes, path: str, *, floats: bool = False, constants: bool = False) -> dict[str, Any]:
-    """A JSON object, without what JSON leaves open: duplicate keys, huge integers, and by default floats and the
-    constants NaN and Infinity."""
+    """A JSON object, without what JSON leaves open: duplicate keys, and by default floats, huge integers and the
+    constants NaN and Infinity, which configs of models have in places that nobody here looks at."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -23,7 +24,7 @@ def parse_json(text: bytes, path: str, *, floats: bool = False, constants: bool 
         return table
 
     def whole(digits: str) -> int:
-        if len(digits) > 20:
+        if len(digits) > (DIGITS_CAP if constants else 20):
             raise FormatError(path, None, "integers below 2^48", f"{digits[:20]}...", None)
         return int(digits)
 

@@ -82,7 +82,7 @@ class NumpyContainer(Container):
     @classmethod
     def knows(cls, head: bytes) -> bool:
         zipped = head.startswith(archive.MAGIC) and archive.first_name(head).endswith(b".npy")
-        return head.startswith(MAGIC) or zipped
+        return head.startswith((MAGIC, archive.END)) or zipped  # an end alone: numpy.savez of nothing
 
     def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
         self.shards = (NumpyShard.open(path, io=io),)

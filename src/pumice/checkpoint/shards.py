@@ -73,8 +73,10 @@ def _open_index(index: Path, open_one: Callable[[Path], S]) -> tuple[S, ...]:
             raise FormatError(where, tensor, f"a tensor of {file!r}", "no such tensor there", None)
     for file, shard in shards.items():
         for tensor in shard.entries:
-            if shard_names.get(tensor) != file:
-                got = f"{shard_names.get(tensor)!r}"
+            if tensor not in shard_names:
+                raise FormatError(where, tensor, "an index that names it", f"none, and it is in {file!r}", None)
+            if shard_names[tensor] != file:
+                got = f"{shard_names[tensor]!r}"
                 raise FormatError(where, tensor, f"the file that holds it, {file!r}", got, None)
     return tuple(shards.values())
 

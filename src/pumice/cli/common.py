@@ -12,7 +12,7 @@ from typing import IO, Any
 from pumice.checkpoint import Reader, TensorInfo
 from pumice.checkpoint.publication import Publication
 from pumice.conversion import Progress
-from pumice.errors import near
+from pumice.errors import near, printable
 
 DONE, FAILED, USAGE, BAD_DATA, IO_ERROR, INTERRUPTED = 0, 1, 2, 65, 74, 130
 EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 130 interrupted"
@@ -100,4 +100,4 @@ class _Lines:
         now = time.monotonic()
         if now >= self._next or done >= total:
             self._next = now + 1
-            print(f"{done / max(total, 1):4.0%}  {name}", file=sys.stderr)
+            print(f"{done / max(total, 1):4.0%}  {printable(name)}", file=sys.stderr)

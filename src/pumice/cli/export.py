@@ -10,6 +10,7 @@ from typing import Any
 
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.cli.common import DONE, Display, add_command, add_json
+from pumice.errors import printable
 from pumice.exporting import export
 from pumice.exporting.base import FLOATS
 
@@ -72,6 +73,6 @@ def _export(options: argparse.Namespace) -> int:
     print(report)
     for tensor in report.tensors:
         if tensor.why:
-            print(f"{tensor.name}: {tensor.why}", file=sys.stderr)
+            print(printable(f"{tensor.name}: {tensor.why}"), file=sys.stderr)
     print(f"{report.target}: written in {report.seconds:.1f} s", file=sys.stderr)
     return DONE

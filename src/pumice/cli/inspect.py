@@ -9,6 +9,7 @@ from typing import Any
 
 from pumice.checkpoint import Reader, TensorInfo, open_reader
 from pumice.cli.common import DONE, add_command, add_json, add_path
+from pumice.errors import printable
 from pumice.report import table_of
 
 SHOWN = 20  # entries of the metadata for people, and characters of each
@@ -35,7 +36,7 @@ def _inspect(options: argparse.Namespace) -> int:
         print(f"{options.path}: {_title(reader)}, {len(infos)} tensors")
         texts = {key: text for key, text in reader.metadata.items() if not key.startswith("pumice.")}
     for key, text in list(texts.items())[:SHOWN]:
-        print(f"  {key}: {text if len(text) <= WIDTH else text[:WIDTH] + '...'}")
+        print(printable(f"  {key}: {text if len(text) <= WIDTH else text[:WIDTH] + '...'}"))
     if len(texts) > SHOWN:
         print(f"  ... and {len(texts) - SHOWN} more (--json)")
     rows = [(name, *_cells(info)) for name, info in infos.items()]

@@ -119,8 +119,7 @@ class Affine:
         assert self.group is not None
         steps = codes.astype(np.float32)
         steps -= np.float32(1 << (self.bits - 1)) if zeros is None else self._spread(zeros.astype(np.float32))
-        with np.errstate(over="ignore", under="ignore"):  # an infinity is a value, as in every decoder
-            steps *= self._spread(scales.astype(np.float32))
+        steps *= self._spread(scales.astype(np.float32))
         return steps.reshape(self.shape)
 
     def _spread(self, per_group: Any) -> Any:

@@ -273,8 +273,7 @@ class _Module:
             raise FormatError(None, None, "finite scales", "a NaN or an infinity")
         w: F32 = widen(self.container.read(self.name), self.container.entry(self.name).dtype)
         self._refuse_zeros()
-        with np.errstate(over="ignore", under="ignore"):  # an infinity is a value, as in every decoder
-            w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
+        w *= scales if grid.group is None else np.repeat(scales, grid.group, axis=1)[:, : shape[1]]
         return w
 
     def _refuse_zeros(self) -> None:

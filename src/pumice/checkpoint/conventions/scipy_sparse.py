@@ -113,8 +113,7 @@ def _read(container: Container, tensors: tuple[str, ...], info: TensorInfo, bloc
         if kind == "csc":
             major, minor = minor, major
     major, minor, values = _canonical(major, minor, values)
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32, copy=False)
+    values = values.astype(np.float32, copy=False)
     if kind != "bsr":  # as `CSRArray.from_scipy`
         kept = values != 0
         major, minor, values = major[kept], minor[kept], values[kept]

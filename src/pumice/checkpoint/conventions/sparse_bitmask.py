@@ -136,8 +136,7 @@ class _Weight:
     def _read_float8(self, shape: tuple[int, int], grid: Grid) -> F32:
         w: F32 = widen(self._scattered(shape), self.container.entry(self.prefix + "compressed").dtype)
         scales = self._scales(grid, shape).astype(np.float32)
-        with np.errstate(over="ignore", under="ignore"):  # an infinity is a value, as in every decoder
-            w *= np.repeat(scales, grid.group or shape[1], axis=1)[:, : shape[1]]
+        w *= np.repeat(scales, grid.group or shape[1], axis=1)[:, : shape[1]]
         return w
 
     def _scattered(self, shape: tuple[int, int]) -> Array:

@@ -43,8 +43,7 @@ def _product(container: Container, original: str, mask: str) -> NDArray[Any]:
     weights, kept = widen(container.read(original), dtype), widen(container.read(mask), container.entry(mask).dtype)
     if not ((kept == 0) | (kept == 1)).all():
         raise FormatError(container.where(mask), mask, "a mask of zeros and ones", "other values", None)
-    with np.errstate(invalid="ignore"):  # 0 * inf
-        product: NDArray[Any] = np.asarray(weights * kept.astype(weights.dtype))
+    product: NDArray[Any] = np.asarray(weights * kept.astype(weights.dtype))
     if dtype == "BF16":
         return (product.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return product

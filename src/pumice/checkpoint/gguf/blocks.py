@@ -53,7 +53,8 @@ def gather(codes: NDArray[np.uint8], records: Array) -> None:
 
 def float32_products(factor: Array, integers: Array) -> NDArray[np.float32]:
     """Scales that are stored as one float16 for the block times a small integer for each group."""
-    return factor.astype(np.float32)[:, None] * integers.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # infinity * 0: whoever makes the array refuses it
+        return factor.astype(np.float32)[:, None] * integers.astype(np.float32)
 
 
 def q4_0(b: Array) -> Decoded:
