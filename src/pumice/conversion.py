@@ -13,20 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, open_reader
+from pumice.checkpoint import SafetensorsWriter, TensorInfo, Writer, load, open_reader
 from pumice.checkpoint.base import Reader, info_of
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request, choose, panel_rows
 from pumice.errors import NonFiniteError, PumiceError
-from pumice.layouts import LAYOUTS
+from pumice.layouts import LAYOUTS, CompactArray
 from pumice.model_folder import check_apart, copy_side_file, side_files
 from pumice.ops import compress
 from pumice.profile import Profile, load_profile
-from pumice.recipe import Recipe, Treatment
+from pumice.pruning import prune_and_compress
+from pumice.recipe import Recipe, Treatment, options_for
 from pumice.report import Report, TensorReport
 from pumice.scheme import AUTO, Scheme
+from pumice.statistics import CalibrationStats, Moments, moments_of
 from pumice.values.base import F32
 
 CHUNK_BYTES = 32 << 20  # of float32 weights that are encoded at a time
@@ -45,6 +47,10 @@ def convert(
     keep_embeddings: bool = False,
     group_size_fallback: str | None = None,
     allow_requantize: bool = False,
+    prune: str | None = None,
+    method: str | None = None,
+    stats: Mapping[str, Moments] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
     batch: int = 1,
     objective: str = "balanced",
     max_error: float = 0.02,
@@ -53,8 +59,9 @@ def convert(
     max_shard_size: int = MAX_SHARD_SIZE,
     io: str = "mmap",
     progress: Progress | None = None,
+    **options: Any,
 ) -> Report:
-    """Convert a checkpoint to compact weights, a row chunk at a time.
+    """Convert a checkpoint to compact weights, a row chunk at a time; a weight at a time where methods need all of it.
 
     Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte, and what is quantized
     already keeps its codes. The other files of a model folder are copied along. The target appears whole or not at all.
@@ -74,6 +81,18 @@ def convert(
     ignore : sequence of regular expressions, optional
     keep_embeddings, group_size_fallback, allow_requantize
         See `Recipe`.
+    prune : str, optional
+        What is pruned before, ``METHOD[:SPARSITY][:PATTERN]``: ``"wanda:0.5"``, ``"sparsegpt:2:4"``,
+        ``"magnitude:0.5:bsr-16x4"``. The pattern is that of the scheme unless it says. SparseGPT with integers prunes
+        and quantizes in one sweep.
+    method : {"nearest", "absmax", "mse", "percentile", "gptq"}, optional
+        How integers are found, as in `compress`. Embeddings and output heads are neither pruned nor given a method
+        unless a rule of a recipe says so.
+    stats : CalibrationStats or path, optional
+        What `calibrate` found, or the file of `pumice calibrate`. The report then says what the output of each layer
+        lost.
+    seed : int
+        Of ``prune="random:..."``.
     batch, objective, max_error
         For ``"auto"``, as in `compress`.
     dry_run : bool
@@ -86,6 +105,8 @@ def convert(
         How the source is read.
     progress : callable, optional
         Called with (name, bytes done, bytes in all).
+    **options
+        Of the methods, as in `compress` and `pumice.prune`: `act_order`, `damping`.
 
     Returns
     -------
@@ -98,7 +119,7 @@ def convert(
     RecipeError, SchemeError
         Rules that cannot be followed.
     ValueError
-        Source and target are the same.
+        Source and target are the same; stats of another shape, or none where a method needs them.
     FileExistsError
         Without `overwrite`: the target is a file, or a folder that is not empty.
 
@@ -122,8 +143,12 @@ def convert(
         keep_embeddings=keep_embeddings,
         group_size_fallback=group_size_fallback,
         allow_requantize=allow_requantize,
+        prune=prune,
+        method=method,
+        options=options,
     )
-    request, profile = Request(batch, objective, max_error), load_profile()
+    known = CalibrationStats.unpack(load(stats)) if isinstance(stats, str | os.PathLike) else stats
+    job = _Job(Request(batch, objective, max_error), load_profile(), known or {}, seed, plan.options)
     with open_reader(source, io=io) as reader:
         check_apart(reader, source, target)
         infos = readable_infos(reader)
@@ -136,8 +161,8 @@ def convert(
         written: dict[str, TensorInfo] = {}
         with SafetensorsWriter(target, max_shard_size=max_shard_size, overwrite=overwrite) as writer:
             for name, info in infos.items():
-                choice = _settled(reader, name, info, choices[name], request, profile)
-                report, written[name] = _convert_one(reader, writer, name, info, choice, tally)
+                choice = _settled(reader, name, info, choices[name], job)
+                report, written[name] = _convert_one(reader, writer, name, info, choice, job, tally)
                 reports.append(report)
             for file in copied:
                 writer.attach(file, partial(copy_side_file, source, file, partial(_config, written, plan.scheme)))
@@ -155,6 +180,35 @@ def readable_infos(reader: Reader) -> dict[str, TensorInfo]:
     return infos
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What holds for all weights of a conversion."""
+
+    request: Request
+    profile: Profile
+    stats: Mapping[str, Moments]
+    seed: int
+    options: Mapping[str, Any]
+
+    def compact(self, name: str, w: Any, choice: Treatment, scale_dtype: Any) -> CompactArray:
+        """Rows of a weight, or all of it where the treatment asks for that. Errors name the weight."""
+        assert choice.scheme is not None
+        if not choice.whole:
+            return compress(w, choice.scheme, scale_dtype=scale_dtype)  # type: ignore[no-any-return]
+        own = dict(options_for(choice, self.options))
+        stats = {name: self.stats[name]} if name in self.stats else None
+        if choice.scheme == AUTO:
+            own |= {"batch": self.request.batch, "objective": self.request.objective}
+            own |= {"max_error": self.request.max_error}
+        if choice.prune is None:
+            found = compress({name: w}, choice.scheme, method=choice.method, stats=stats, **own)
+        else:
+            found = prune_and_compress(
+                {name: w}, choice.scheme, choice.prune, method=choice.method, stats=stats, seed=self.seed, **own
+            )
+        return found[name]  # type: ignore[no-any-return]
+
+
 @dataclass
 class Tally:
     """Bytes of the source that are done."""
@@ -170,10 +224,10 @@ class Tally:
 
 
 def _settled(
-    reader: Reader, name: str, info: TensorInfo, choice: Treatment, request: Request, profile: Profile
+    reader: Reader, name: str, info: TensorInfo, choice: Treatment, job: _Job
 ) -> Treatment:
-    """The choice with a scheme in the place of `AUTO`, made in passes over row panels."""
-    if choice.scheme != AUTO:
+    """The choice with a scheme in the place of `AUTO`, made in passes over row panels. What is pruned waits for that."""
+    if choice.scheme != AUTO or choice.whole:
         return choice
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
 
@@ -184,7 +238,7 @@ def _settled(
             yield matrix.reshape(len(matrix), math.prod(stored[1:]))
 
     try:
-        scheme = choose(stored, panels, request, profile).scheme
+        scheme = choose(stored, panels, job.request, job.profile).scheme
     except NonFiniteError as error:
         raise NonFiniteError(f"{name}: {error}") from error
     return replace(choice, scheme=Scheme.parse(scheme), why=f"{choice.why}, auto")
@@ -195,15 +249,16 @@ class _WiderScales(Exception):
 
 
 def _convert_one(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: Tally
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, job: _Job, tally: Tally
 ) -> tuple[TensorReport, TensorInfo]:
-    if choice.scheme is None or (info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
+    as_it_is = not choice.whole
+    if choice.scheme is None or (as_it_is and info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
         return _copy(reader, writer, name, info, choice, tally)
     done = tally.done
     for scale_dtype in (None, np.float32):
         tally.done = done
         try:
-            return _encode(reader, writer, name, info, choice, tally, scale_dtype)
+            return _encode(reader, writer, name, info, choice, job, tally, scale_dtype)
         except _WiderScales:
             writer.drop()
         except NonFiniteError as error:
@@ -236,23 +291,22 @@ def _copy(
 
 
 def _encode(
-    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, tally: Tally, scale_dtype: Any
-) -> tuple[TensorReport, TensorInfo]:
-    scheme = choice.scheme
-    assert scheme is not None
+    reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, job: _Job, tally: Tally,
+    scale_dtype: Any,
+) -> tuple[TensorReport, TensorInfo]:  # fmt: skip
+    assert choice.scheme is not None
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
     written: dict[str, int] = {}
-    noise: list[float] = []
-    signal: list[float] = []
+    loss = _Loss(moments_of(name, name, job.stats, math.prod(stored[1:])) if name in job.stats else None)
     dtypes: dict[str, str] = {}
-    nbytes = 0
-    for start, stop, chunk in _chunks(reader, name, info, choice.in_axis, _chunk_rows(scheme, stored)):
-        array = compress(_finite(chunk, start, choice.in_axis), scheme, scale_dtype=scale_dtype)
+    nbytes, scheme = 0, str(choice.scheme)
+    step = max(stored[0], 1) if choice.whole else _chunk_rows(choice.scheme, stored)
+    for start, stop, chunk in _chunks(reader, name, info, choice.in_axis, step):
+        array = job.compact(name, _finite(chunk, start, choice.in_axis), choice, scale_dtype)
         found = {part: array.part_dtype(part) for part in array.parts()}
         if not dtypes:
-            dtypes = found
-            target = TensorInfo(info.shape, str(scheme), parts=dtypes, in_axis=choice.in_axis)
-            writer.begin(name, target)
+            dtypes, scheme = found, array.scheme
+            writer.begin(name, TensorInfo(info.shape, scheme, parts=dtypes, in_axis=choice.in_axis))
         elif found != dtypes:
             # Every chunk of one array has the same dtypes; float32 holds what float16 does.
             raise _WiderScales if scale_dtype is None else AssertionError(found)
@@ -260,15 +314,57 @@ def _encode(
             writer.write(part, block)
             written[part] = written.get(part, 0) + len(block)
             nbytes += block.nbytes
-        exact = np.ascontiguousarray(chunk, np.float32).reshape(len(chunk), math.prod(chunk.shape[1:]))
-        noise += _row_energies(exact - array.to_dense().reshape(exact.shape))
-        signal += _row_energies(exact)
+        loss.add(chunk, array)
         tally.add(name, info.nbytes * (stop - start) // max(stored[0], 1))
+    writer.note(source=info.dtype, error=loss.error, **_notes(choice))
+    report = TensorReport(name, info.shape, scheme, info.nbytes, nbytes, loss.error, choice.why, loss.output_error)
+    return report, TensorInfo(info.shape, scheme, nbytes, dtypes, choice.in_axis)
+
+
+def _notes(choice: Treatment) -> dict[str, str]:
+    """For the manifest: what was done beside rounding to nearest."""
+    notes = {} if choice.prune is None else {"prune": str(choice.prune)}
+    return notes if choice.method is None else notes | {"method": choice.method}
+
+
+class _Loss:
+    """What an array lacks of a weight, and what its layer's output lacks of the calibration data's."""
+
+    def __init__(self, moments: Moments | None) -> None:
+        self._h = None if moments is None else moments.mean()
+        self._energies: tuple[list[float], ...] = ([], [], [], [])  # noise and signal, of weights and of outputs
+
+    def add(self, chunk: Any, array: CompactArray) -> None:
+        """Rows, and what became of them."""
+        cols = math.prod(chunk.shape[1:])
+        step = max(1, CHUNK_BYTES // (4 * max(cols, 1)))
+        for start in range(0, len(chunk), step):
+            exact = np.ascontiguousarray(chunk[start : start + step], np.float32).reshape(-1, cols)
+            lacks = exact - array.decode_rows(start, start + len(exact)).reshape(exact.shape)
+            noise, signal, output_noise, output_signal = self._energies
+            noise += _row_energies(lacks)
+            signal += _row_energies(exact)
+            if self._h is not None:
+                output_noise += _row_energies_of_products(lacks, self._h)
+                output_signal += _row_energies_of_products(exact, self._h)
+
+    @property
+    def error(self) -> float:
+        return _ratio(*self._energies[:2])
+
+    @property
+    def output_error(self) -> float | None:
+        return None if self._h is None else _ratio(*self._energies[2:])
+
+
+def _ratio(noise: list[float], signal: list[float]) -> float:
     energy = math.fsum(signal)
-    error = math.sqrt(math.fsum(noise) / energy) if energy else 0.0
-    writer.note(source=info.dtype, error=error)
-    report = TensorReport(name, info.shape, str(scheme), info.nbytes, nbytes, error, choice.why)
-    return report, TensorInfo(info.shape, str(scheme), nbytes, dtypes, choice.in_axis)
+    return math.sqrt(max(math.fsum(noise), 0.0) / energy) if energy > 0 else 0.0
+
+
+def _row_energies_of_products(rows: F32, h: F32) -> list[float]:
+    """r h r^T of each row: a report, not stored; BLAS may take another order on other threads."""
+    return [float(e) for e in np.vecdot(rows @ h, rows)]
 
 
 def _chunk_rows(scheme: Scheme, stored: tuple[int, ...]) -> int:

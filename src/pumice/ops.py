@@ -71,8 +71,8 @@ def compress(
     measure : bool
         For ``"auto"``: time the best candidates instead of trusting the cost model (tens of milliseconds each).
     method : {"nearest", "absmax", "mse", "percentile", "gptq"}, optional
-        For integer values, how scales and codes are found (docs/algorithms.md); by default ``"nearest"``. In sparse
-        layouts zeros stay zeros. `outcome` of the result says what was done.
+        For integer values, how scales and codes are found (docs/algorithms.md); by default ``"nearest"``. Zeros stay
+        zeros, but for dense ``-min``. `outcome` of the result says what was done.
     stats : Moments, or a mapping of them, optional
         Of the inputs of the layer, or of each member's by its name, such as `CalibrationStats`. ``"gptq"`` needs them,
         ``"mse"`` uses them.
@@ -207,7 +207,10 @@ def _compress(name: str, w: Any, how: _How, in_axis: int) -> CompactArray:
 
 
 def _compress_by_method(name: str, matrix: F32, shape: tuple[int, ...], how: _How) -> CompactArray:
-    keep = None if how.scheme.dense else matrix != 0
+    # Zeros stay zeros, so that what was pruned stays pruned; a minimum per group need not reach 0.
+    keep = None if how.scheme.dense and "min" in how.scheme.flags else matrix != 0
+    if keep is not None and how.scheme.dense and keep.all():
+        keep = None
     task = Task(matrix, how.scheme, how.moments(matrix.shape[1]), how.options["scale_dtype"], keep, name)
     weights, grid, outcome = quantize_matrix(task, str(how.method), how.method_options)
     array = LAYOUTS[how.scheme.layout].encode(weights, how.scheme, shape, grid=grid)  # type: ignore[call-arg]

@@ -6,18 +6,24 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from pumice.checkpoint import TensorInfo
 from pumice.errors import RecipeError, near
+from pumice.options import check_choice
+from pumice.pruning import PRUNERS, Pruning
+from pumice.quantization import METHODS, has_integers, options_of
 from pumice.scheme import AUTO, MIN_GROUP, Scheme, parse_request
 from pumice.values import codec_of
 
 KEYS = {
-    "rule": list, "scheme": str, "keep_embeddings": bool, "group_size_fallback": str, "allow_requantize": bool,
+    "rule": list, "scheme": str, "prune": str, "method": str, "options": dict, "keep_embeddings": bool,
+    "group_size_fallback": str, "allow_requantize": bool,
 }  # fmt: skip
+RULE_KEYS = {"match": str, "scheme": str, "prune": str, "method": str, "ignore": bool, "in_axis": int}
+NOTHING, NEAREST = "none", "nearest"  # of prune and of method: what weights get without either
 KEPT = "kept: already"  # begins the reason why a weight stays quantized as it is
 FALLBACKS = ("adjust", "error", "ignore")
 TABLE = re.compile(r"embed|\bwte\b|\bwpe\b|(^|\.)shared\.weight$")  # of embeddings, whose rows are looked up
@@ -28,14 +34,20 @@ EMBEDDING_SCHEME = Scheme(values="int8")
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to the tensors whose name `match` finds; `scheme` None leaves them as they are."""
+    """What happens to the tensors whose name `match` finds; `scheme` None leaves them as they are.
+
+    `prune` and `method` as in `Recipe`; None is what the recipe says.
+    """
 
     match: str
     scheme: Scheme | None
     in_axis: int = 1
     origin: str = "rule"
+    prune: str | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
+        _check_methods(self.origin, self.prune, self.method)
         try:
             re.compile(self.match)
         except re.error as error:
@@ -47,11 +59,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Treatment:
-    """What happens to one tensor: a scheme (None: it is copied byte for byte; `AUTO`: the best for it), and why."""
+    """What happens to one tensor: a scheme (None: it is copied byte for byte; `AUTO`: the best for it), and why; what
+    is pruned before, and the method of quantization, if it is not the default one."""
 
     scheme: Scheme | None
     why: str
     in_axis: int = 1
+    prune: Pruning | None = None
+    method: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it takes all rows at a time."""
+        return self.prune is not None or self.method is not None
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,13 @@ class Recipe:
     rules : tuple of Rule
     scheme : Scheme or None
         For weights of two or more dimensions that no rule finds; None leaves them as they are.
+    prune : str or None
+        What is pruned before: ``METHOD[:SPARSITY][:PATTERN]``, as `Pruning` reads it, or ``"none"``.
+    method : str or None
+        How integers are found, as in `compress`. `prune` and `method` hold for weights of the scheme and of rules that
+        do not say otherwise, but never for embeddings and output heads that no rule names one for.
+    options : mapping
+        Of these methods, such as ``{"act_order": True}``.
     keep_embeddings : bool
         Leave embeddings and output heads as they are; by default they become per-row int8 under integer schemes.
     group_size_fallback : {"adjust", "error", "ignore"} or None
@@ -90,8 +117,12 @@ class Recipe:
     keep_embeddings: bool = False
     group_size_fallback: str | None = None
     allow_requantize: bool = False
+    prune: str | None = None
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_methods("recipe", self.prune, self.method)
         if self.group_size_fallback not in (None, *FALLBACKS):
             rule = f"one of {', '.join(FALLBACKS)}"
             raise RecipeError(f"group_size_fallback: expected {rule}, got {self.group_size_fallback!r}")
@@ -111,6 +142,9 @@ class Recipe:
             table.get("keep_embeddings", False),
             table.get("group_size_fallback"),
             table.get("allow_requantize", False),
+            table.get("prune"),
+            table.get("method"),
+            table.get("options", {}),
         )
 
     @classmethod
@@ -145,6 +179,9 @@ class Recipe:
         keep_embeddings: bool = False,
         group_size_fallback: str | None = None,
         allow_requantize: bool = False,
+        prune: str | None = None,
+        method: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Self:
         """This recipe with options of a call or a command line before it: tensors, then ignore, then its own rules."""
         explicit = [Rule(m, parse_request(s), origin="--tensor") for m, s in (tensors or {}).items()]
@@ -156,6 +193,9 @@ class Recipe:
             keep_embeddings=self.keep_embeddings or keep_embeddings,
             group_size_fallback=group_size_fallback or self.group_size_fallback,
             allow_requantize=self.allow_requantize or allow_requantize,
+            prune=prune or self.prune,
+            method=method or self.method,
+            options={**self.options, **(options or {})},
         )
 
     def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Treatment]:
@@ -165,6 +205,7 @@ class Recipe:
             if not any(map(rule.finds, candidates)):
                 raise RecipeError(_nothing_found(rule, candidates))
         choices = {name: self._kept(info, self._choice(name, info)) for name, info in infos.items()}
+        self._check_options(choices.values())
         return {name: self._fitted(name, infos[name], choice) for name, choice in choices.items()}
 
     def _choice(self, name: str, info: TensorInfo) -> Treatment:
@@ -172,16 +213,38 @@ class Recipe:
             return Treatment(None, f"{len(info.shape)}-D {info.dtype}")
         for rule in self.rules:
             if rule.finds(name):
-                return Treatment(rule.scheme, f"{rule.origin} {rule.match!r}", rule.in_axis)
+                return self._ruled(rule, bool(EMBEDDING.search(name)))
         if self.scheme is None or not name.endswith("weight"):
             return Treatment(None, "no rule")
         if STAYS.search(name):
             return Treatment(None, "norm or router")
         if EMBEDDING.search(name) and (self.scheme == AUTO or codec_of(self.scheme).bits <= 8):
             return Treatment(None if self.keep_embeddings else EMBEDDING_SCHEME, "embedding")
-        if EMBEDDING.search(name) and (self.keep_embeddings or not self.scheme.dense):
-            return Treatment(None, "embedding")
-        return Treatment(self.scheme, "default")
+        if EMBEDDING.search(name):
+            kept = self.keep_embeddings or not self.scheme.dense
+            return Treatment(None if kept else self.scheme, "embedding" if kept else "default")
+        if self.scheme == AUTO and _method(self.method) is not None:
+            raise RecipeError(f"method: expected none with 'auto', which rounds to nearest, got {self.method!r}")
+        return Treatment(self.scheme, "default", 1, _pruning(self.prune), _method(self.method))
+
+    def _ruled(self, rule: Rule, embedding: bool) -> Treatment:
+        """What a rule says, and where it says nothing of methods, what the recipe says and the scheme can take."""
+        why = f"{rule.origin} {rule.match!r}"
+        if rule.scheme is None:
+            return Treatment(None, why, rule.in_axis)
+        prune, method = rule.prune, rule.method
+        if not embedding:
+            prune = self.prune if prune is None else prune
+            method = self.method if method is None and has_integers(rule.scheme) else method
+        return Treatment(rule.scheme, why, rule.in_axis, _pruning(prune), _method(method))
+
+    def _check_options(self, treatments: Iterable[Treatment]) -> None:
+        known: dict[str, None] = {}
+        for one in treatments:
+            known |= dict.fromkeys(options_for(one, self.options, every=True))
+        for name in self.options:
+            if name not in known:
+                raise RecipeError(f"options: expected those of the methods ({', '.join(known) or 'none'}), got {name!r}")
 
     def _kept(self, info: TensorInfo, choice: Treatment) -> Treatment:
         """The choice, unless it would round again what was rounded before."""
@@ -205,6 +268,32 @@ class Recipe:
         group = cols & -cols
         fitted = replace(scheme, group=group if group >= MIN_GROUP else None)
         return replace(choice, scheme=fitted, why=f"{cols} columns do not fit {scheme}")
+
+
+def options_for(treatment: Treatment, options: Mapping[str, Any], every: bool = False) -> Mapping[str, Any]:
+    """Those of the options that the methods of a treatment have; with `every`, all that they have, if only None."""
+    pruner = None if treatment.prune is None else PRUNERS[treatment.prune.method]
+    joint = pruner is not None and pruner.solve is not None and treatment.method in (None, "gptq")
+    names = [] if treatment.method is None or joint else options_of(treatment.method)
+    names += [] if pruner is None else pruner.option_names()
+    return {name: options.get(name) for name in names if every or name in options}
+
+
+def _check_methods(origin: str, prune: str | None, method: str | None) -> None:
+    try:
+        _pruning(prune)
+        if method is not None:
+            check_choice("method", method, tuple(METHODS))
+    except ValueError as error:
+        raise RecipeError(f"{origin}: {error}") from error
+
+
+def _pruning(text: str | None) -> Pruning | None:
+    return None if text in (None, NOTHING) else Pruning.parse(text)
+
+
+def _method(name: str | None) -> str | None:
+    return None if name == NEAREST else name
 
 
 def _is_weight(info: TensorInfo) -> bool:
@@ -232,7 +321,7 @@ def _check_keys(table: Mapping[str, Any], legal: Mapping[str, type], origin: str
 def _rule(entry: Any, origin: str) -> Rule:
     if not isinstance(entry, dict):
         raise RecipeError(f"{origin}: expected a [[rule]] table, got {entry!r}")
-    _check_keys(entry, {"match": str, "scheme": str, "ignore": bool, "in_axis": int}, origin)
+    _check_keys(entry, RULE_KEYS, origin)
     if "match" not in entry:
         raise RecipeError(f"{origin}: expected the key 'match', got {', '.join(entry) or 'nothing'}")
     if ("scheme" in entry) == entry.get("ignore", False):
@@ -241,7 +330,7 @@ def _rule(entry: Any, origin: str) -> Rule:
     if in_axis not in (0, 1):
         raise RecipeError(f"{origin}: expected in_axis 0 or 1, got {in_axis}")
     scheme = parse_request(entry["scheme"]) if "scheme" in entry else None
-    return Rule(entry["match"], scheme, in_axis, origin)
+    return Rule(entry["match"], scheme, in_axis, origin, entry.get("prune"), entry.get("method"))
 
 
 def _nothing_found(rule: Rule, names: Iterable[str]) -> str:

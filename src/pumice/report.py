@@ -25,6 +25,8 @@ class TensorReport:
         Stored bytes; None where a dry run cannot know them.
     error : float or None
         ``||w - w'|| / ||w||`` (Frobenius) of a compressed tensor.
+    output_error : float or None
+        ``||x (w - w')^T|| / ||x w^T||`` over the inputs x of the calibration data, where there is any for the tensor.
     """
 
     name: str
@@ -34,6 +36,7 @@ class TensorReport:
     nbytes_after: int | None
     error: float | None = None
     why: str = ""
+    output_error: float | None = None
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -78,7 +81,9 @@ class Report:
         before, after = self.nbytes_before, self.nbytes_after
         size = sum(math.prod(t.shape) for t in self.tensors)
         bits = "" if after is None or not size else f"{8 * after / size:.2f}"
-        rows.append(("total", "", "", f"{before:,}", "?" if after is None else f"{after:,}", bits, "", ""))
+        rows.append(("total", "", "", f"{before:,}", "?" if after is None else f"{after:,}", bits, "", "", ""))
+        if all(tensor.output_error is None for tensor in self.tensors):
+            return table_of(HEADINGS[:-1], [row[:-1] for row in rows])
         return table_of(HEADINGS, rows)
 
 
@@ -97,7 +102,7 @@ def relative_error(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
     return math.sqrt(noise / energy) if energy else 0.0
 
 
-HEADINGS = ("tensor", "shape", "scheme", "bytes before", "bytes after", "bits/weight", "error", "SNR dB")
+HEADINGS = ("tensor", "shape", "scheme", "bytes before", "bytes after", "bits/weight", "error", "SNR dB", "output error")
 
 
 def _cells(t: TensorReport) -> tuple[str, ...]:
@@ -111,6 +116,7 @@ def _cells(t: TensorReport) -> tuple[str, ...]:
         "" if bits is None else f"{bits:.2f}",
         "" if t.error is None else f"{t.error:.4g}",
         "" if snr is None else f"{snr:.1f}",
+        "" if t.output_error is None else f"{t.output_error:.4g}",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -357,7 +358,8 @@ def moments_of(label: str, key: Any, stats: Stats, cols: int) -> Moments | None:
         try:
             found = stats[key]
         except KeyError:
-            raise ValueError(f"stats: expected moments of {label}, got those of {', '.join(map(str, stats))}") from None
+            some = ", ".join([*map(str, islice(stats, 3)), *(["..."] if len(stats) > 3 else [])])
+            raise ValueError(f"stats: expected moments of {label}, got those of {some or 'none'}") from None
         if not isinstance(found, Moments):
             raise TypeError(f"stats[{key!r}]: expected Moments, got {type(found).__name__}")
     if found.features != cols:

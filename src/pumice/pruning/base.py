@@ -77,11 +77,14 @@ class Pruner:
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `given` that are the method's own."""
+        return {name: value for name, value in given.items() if name in self.option_names()}
+
+    def option_names(self) -> list[str]:
+        """What may be said to the method."""
         if self.solve is None:
-            return {}
+            return []
         known = inspect.signature(self.solve).parameters.values()
-        names = {p.name for p in known if p.kind is p.KEYWORD_ONLY and p.name not in INPUTS}
-        return {name: value for name, value in given.items() if name in names}
+        return [p.name for p in known if p.kind is p.KEYWORD_ONLY and p.name not in INPUTS]
 
 
 PRUNERS: dict[str, Pruner] = {}

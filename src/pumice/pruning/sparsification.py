@@ -15,12 +15,11 @@ from pumice.ops import compress
 from pumice.options import check_choice
 from pumice.pruning.base import PRUNERS, Pruner, as_float32_matrix, checked, prune
 from pumice.pruning.masks import masked_pairs
+from pumice.pruning.request import Pruning
 from pumice.pruning.selection import Rule
-from pumice.quantization import Task
+from pumice.quantization import Task, has_integers
 from pumice.scheme import Scheme
 from pumice.statistics import Stats
-from pumice.values.base import codec_of
-from pumice.values.integer import Integer
 
 
 def sparsify(
@@ -88,13 +87,56 @@ def sparsify(
     pattern = parsed if parsed.pattern else None
     turned = others.get("in_axis", 1) == 0  # patterns lie in the matrix as it is stored
     rows = map_weights(w, _turn) if turned else w
-    if pruner.solve is not None and isinstance(codec_of(parsed), Integer):
+    if pruner.solve is not None and has_integers(parsed):
         rule = Rule.of(sparsity, threshold, pattern, scope, pruner.scope)
         return map_members(rows, partial(_sparsify_by_solver, parsed, pruner, rule, stats, own, others))
     pruned = prune(
         rows, sparsity, threshold=threshold, pattern=pattern, method=method, scope=scope, stats=stats, seed=seed, **own
     )
     return compress(map_weights(pruned, _turn) if turned else pruned, parsed, **others)
+
+
+def prune_and_compress(
+    w: Any,
+    scheme: Scheme,
+    pruning: Pruning,
+    *,
+    method: str | None = None,
+    stats: Stats = None,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """`prune`, then `compress` to any scheme by a method of quantization, of a weight or a collection.
+
+    A solver that meets integers does both in one sweep, unless another method than ``"gptq"`` is asked for.
+
+    Parameters
+    ----------
+    w, scheme, method, stats
+        As in `compress`; the scheme may be `AUTO`.
+    pruning : Pruning
+    seed : int
+        Of ``"random"``.
+    **options
+        Of the methods, and of `compress`.
+
+    Examples
+    --------
+    >>> import numpy as np, pumice as pm
+    >>> pruning = Pruning.parse("magnitude:0.5")
+    >>> prune_and_compress(np.eye(4, 32), pm.Scheme.parse("bitmask+int8"), pruning)
+    <BitmaskArray bitmask+int8 (4, 32) 80 bytes, 5 bits per weight>
+    """
+    pruner = PRUNERS[pruning.method]
+    own = pruner.options(options)
+    others = {name: value for name, value in options.items() if name not in own}
+    rule = pruning.rule(scheme)
+    if pruner.solve is not None and has_integers(scheme) and method in (None, "gptq"):
+        return map_members(w, partial(_sparsify_by_solver, scheme, pruner, rule, stats, own, others))
+    pruned = prune(
+        w, pruning.sparsity, pattern=rule.grid, method=pruning.method, stats=stats, seed=seed, **own
+    )
+    return compress(pruned, scheme, method=method, stats=None if method is None else stats, **others)
 
 
 def _sparsify_by_solver(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pumice.errors import SchemeError
 from pumice.options import check_choice
-from pumice.scheme import Scheme
+from pumice.scheme import AUTO, Scheme
 from pumice.statistics import Moments
 from pumice.values.base import F32, Arrays, codec_of
 from pumice.values.integer import Integer
@@ -112,6 +112,16 @@ def register(name: str) -> Callable[[Method], Method]:
     return add
 
 
+def options_of(method: str) -> list[str]:
+    """What may be said to a method."""
+    return list(inspect.signature(METHODS[method]).parameters)[1:]
+
+
+def has_integers(scheme: Scheme) -> bool:
+    """Whether a scheme has one grid of integers: what methods of quantization are for."""
+    return scheme != AUTO and not scheme.terms and isinstance(codec_of(scheme), Integer)
+
+
 def quantize_matrix(task: Task, method: str, options: Mapping[str, Any]) -> Solution:
     """Weights on a grid, by a method.
 
@@ -123,9 +133,9 @@ def quantize_matrix(task: Task, method: str, options: Mapping[str, Any]) -> Solu
         An unknown method, or options that it does not have; moments of another shape, or none where they are needed.
     """
     check_choice("method", method, tuple(METHODS))
-    if task.scheme.terms or not isinstance(codec_of(task.scheme), Integer):
+    if not has_integers(task.scheme):
         raise SchemeError(f"scheme: expected integer values for method {method!r}, got {str(task.scheme)!r}")
-    known = list(inspect.signature(METHODS[method]).parameters)[1:]
+    known = options_of(method)
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"{unknown[0]}: expected an option of {method!r} ({', '.join(known) or 'none'})")
