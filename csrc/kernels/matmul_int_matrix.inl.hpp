@@ -120,14 +120,41 @@ struct MatrixProduct {
     });
   }
 
+  // The digits and codes of the segment at column k, into the nearest cache while the floats of another are summed: what a tile
+  // register waits for, nobody else can do.
+  struct Ahead {
+    const uint8_t *x, *w;
+    int64_t next, stride;
+    ALWAYS_INLINE void fetch(int t, int64_t m) const {
+      prefetch(x + t * next + m * kBlock);
+      prefetch(x + t * next + m * kBlock + 64);
+      if (kPlanes == 2) {
+        prefetch(x + next + m * kBlock);
+        prefetch(x + next + m * kBlock + 64);
+      }
+      const uint8_t* words = w + t * stride + 2 * m * kWordBytes;
+      prefetch(words);
+      prefetch(words + kWordBytes);
+      if (kTiles == 1) {
+        prefetch(words + stride);
+        prefetch(words + stride + kWordBytes);
+      }
+    }
+  };
+  Ahead ahead(int64_t k) const {
+    return {digits + k / kBlock * plane * kPlanes + k % kBlock, tile.codes + k * kPanelRows,
+            kPlanes == 2 ? plane : a.height * a.padded, tile.codes_stride};
+  }
+
   // to += float(t) * as of the segment that begins at column k, times the scale if the segment is all of its group.
   template <bool kOwn, bool kWhole, bool kMinimum>
-  ALWAYS_INLINE void add_segment(int64_t k, const Entries& group, const IntSums& sums, FloatSums& to) const {
+  ALWAYS_INLINE void add_segment(int64_t k, const Entries& group, const IntSums& sums, FloatSums& to, const Ahead& ahead) const {
     const int64_t segment = k / a.segment, block = k / kBlock;
     for (int t = 0; t < kTiles; ++t) {
       const int64_t first = row + t * a.height, at = first * a.segments + segment * counts[t];
       const float* steps = a.steps + first * a.blocks + block * counts[t];
       for (int64_t m = 0; m < counts[t]; ++m) {
+        ahead.fetch(t, m);
         const I32 start = set_i32(a.starts[at + m]);
         const F32 step = set_f32(steps[m]);
         unroll<kPair>([&](auto p) ALWAYS_INLINE {
@@ -171,7 +198,7 @@ struct MatrixProduct {
     const int64_t group_cols = tile.group < tile.cols ? tile.group : tile.cols;
     const auto finish = [&](int64_t k) ALWAYS_INLINE {  // the segment at column k, which is stored
       const Entries group(tile, k / group_cols);
-      add_segment<kOwn, kWhole, kMinimum>(k, group, ints[k / a.segment % 2], kWhole ? result : sums);
+      add_segment<kOwn, kWhole, kMinimum>(k, group, ints[k / a.segment % 2], kWhole ? result : sums, ahead(k + 2 * a.segment));
       const int64_t next = k + a.segment;
       if (!kWhole && (next >= tile.cols || next % group_cols == 0)) add_group(k / group_cols * group_cols, group, sums, result);
     };
