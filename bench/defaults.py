@@ -49,9 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="and 1")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--isas", nargs="+", default=pumice.show_config()["isas"], help="of this machine; all of them")
     options = parser.parse_args()
     tables = json.loads(TARGET.read_text("utf-8")) if TARGET.exists() else {}
-    for isa in pumice.show_config()["isas"]:
+    for isa in options.isas:
         print(f"{isa} ...", file=sys.stderr)
         tables[isa] = best([measure(isa, options.threads) for _ in range(options.runs)])
     lines = [f" {json.dumps(isa)}: {one_a_line(table)}" for isa, table in tables.items()]

@@ -196,6 +196,9 @@ struct QuantizedRows {
 //         An ISA whose dot product takes code - 128 takes zero - 128 too.
 // sums:   float(sum of a) * as of each segment, likewise, which minima are multiplied with; null for weights without minima
 // steps:  as: [tile][block][row of the tile]
+//
+// A matrix unit takes rows of x instead of steps: quads are [tile][block][plane][row of `height`][kBlock], columns in the order
+// of the steps. There the last tile too has room for `height` rows; what is in those that are missing does not matter.
 struct QuantizedTiles {
   uint8_t* quads;
   int32_t* starts;
@@ -204,6 +207,7 @@ struct QuantizedTiles {
   uint8_t* finite;  // [row] 0: the row of x holds a NaN or an infinity, and its products mean nothing
   int64_t batch, height, padded, blocks;
   int64_t segment, segments;  // columns of a segment, min(group, 128); segments of a row
+  bool matrix;                // for a matrix unit
 };
 
 // x and y of one product, both C-contiguous.

@@ -20,7 +20,7 @@ CSRC = ROOT / "csrc"
 CROSS = os.environ.get("PUMICE_CROSS", "")
 CXX, NM, OBJDUMP = TOOLS = (f"{CROSS}g++" if CROSS else "c++", f"{CROSS}nm", f"{CROSS}objdump")
 X86 = (CROSS or platform.machine()).startswith(("x86_64", "AMD64"))
-WIDE = {"avx2", "avxvnni", "avx512"} if X86 else {"neon"}
+WIDE = {"avx2", "avxvnni", "avx512", "amx"} if X86 else {"neon"}
 
 
 def _cmake_text() -> str:

@@ -26,7 +26,7 @@ PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 SHAPES = [(1, 1), (3, 15), (15, 16), (16, 17), (17, 31), (33, 33), (16, 127), (32, 128), (47, 129), (5, 300), (49, 64)]
-BATCHES = [1, 2, 3, 5, 7, 8, 12, 13, 33]
+BATCHES = [1, 2, 3, 5, 7, 8, 12, 13, 16, 33]
 
 
 class Guarded:

@@ -34,7 +34,7 @@ struct MaskedSource {
   }
   template <class Finish>
   bool fused(const QuantizedTiles& a, bool two_digits, float* y, const Finish& finish) const noexcept {
-    if (a.batch > a.height) return false;
+    if (a.matrix || a.batch > a.height) return false;
     on_pool(dense.rows, kTilePanels * kPanelRows, nbytes(), [&](Range rows) {
       kernels().matmul_int_bitmask(panels_of(w, rows.begin, rows.end - rows.begin), a, two_digits, y + rows.begin, dense.rows);
       finish(rows);

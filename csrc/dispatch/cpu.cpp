@@ -9,6 +9,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -21,7 +22,7 @@ namespace pumice {
 namespace {
 
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512 = false, neon = false;
+  bool avx2 = false, avxvnni = false, avx512 = false, amx = false, neon = false;
 };
 
 #if defined(__x86_64__)
@@ -31,6 +32,17 @@ bool has(unsigned word, std::initializer_list<int> bits) noexcept {
     if ((word >> bit & 1u) == 0) return false;
   }
   return true;
+}
+
+// Linux gives the registers of AMX to a process that asks, once for all its threads. It refuses, for one, where a thread has an
+// alternate signal stack that they would not fit on.
+bool may_use_tiles() noexcept {
+#if defined(__linux__)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // arch_prctl(2): ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 // Bit numbers: Intel SDM volume 2A, CPUID leaf 1 and leaf 7 (subleaves 0 and 1); XCR0: volume 1, section 13.3.
@@ -43,15 +55,17 @@ Features detect() noexcept {
 
   unsigned xcr0, high;
   asm volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-  constexpr int kXmm = 1, kYmm = 2, kOpmask = 5, kZmmLow = 6, kZmmHigh = 7;
+  constexpr int kXmm = 1, kYmm = 2, kOpmask = 5, kZmmLow = 6, kZmmHigh = 7, kTileConfig = 17, kTileData = 18;
   if (!has(xcr0, {kXmm, kYmm})) return features;
 
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
   constexpr int kAvx2 = 5, kF = 16, kDq = 17, kBw = 30, kVl = 31;  // EBX
   constexpr int kVbmi = 1, kVbmi2 = 6, kVnni = 11;                 // ECX
+  constexpr int kAmxTile = 24, kAmxInt8 = 25;                      // EDX
   features.avx2 = has(ebx, {kAvx2});
   features.avx512 = features.avx2 && has(xcr0, {kOpmask, kZmmLow, kZmmHigh}) &&
                     has(ebx, {kF, kDq, kBw, kVl}) && has(ecx, {kVbmi, kVbmi2, kVnni});
+  features.amx = features.avx512 && has(xcr0, {kTileConfig, kTileData}) && has(edx, {kAmxTile, kAmxInt8}) && may_use_tiles();
 
   const unsigned last_subleaf = eax;
   constexpr int kAvxVnni = 4;  // EAX
@@ -187,6 +201,8 @@ const char* isa_name(Isa isa) noexcept {
       return "avxvnni";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAmx:
+      return "amx";
     case Isa::kNeon:
       return "neon";
   }
@@ -203,6 +219,8 @@ bool cpu_supports(Isa isa) noexcept {
       return features().avxvnni;
     case Isa::kAvx512:
       return features().avx512;
+    case Isa::kAmx:
+      return features().amx;
     case Isa::kNeon:
       return features().neon;
   }

@@ -8,6 +8,7 @@ enum class Isa {
   kAvx2,    // AVX2, FMA, F16C
   kAvxVnni,  // AVX2 and AVX-VNNI: Alder Lake and Zen 5
   kAvx512,  // F, BW, VL, DQ, VNNI, VBMI, VBMI2: Ice Lake and Zen 4
+  kAmx,     // the same with AMX-INT8: Sapphire Rapids
   kNeon,    // AdvSIMD with the dot products of Armv8.2
 };
 

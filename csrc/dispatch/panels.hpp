@@ -22,14 +22,15 @@ namespace pumice::api {
 constexpr int64_t kBatchChunk = 256;  // rows of x whose quantized form is held at a time
 constexpr int64_t kTilePanels = 2;    // panels that matmul_int gets at a time
 
-inline QuantizedTiles carve_tiles(Carver& carver, const DenseInt& w, int64_t batch) noexcept {
+inline QuantizedTiles carve_tiles(Carver& carver, const DenseInt& w, int64_t batch, bool two_digits) noexcept {
   QuantizedTiles a{};
   a.batch = batch;
   a.blocks = ceil_div(w.cols, kBlock);
   a.padded = a.blocks * kBlock;
   a.segment = w.group < kBlock && w.group < w.cols ? w.group : kBlock;
   a.segments = a.padded / a.segment;
-  a.quads = carver.take<uint8_t>(batch * a.padded * 2);
+  kernels().choose_tiles(a, w.bits, two_digits);
+  a.quads = carver.take<uint8_t>((a.matrix ? ceil_div(batch, a.height) * a.height : batch) * a.padded * 2);
   a.starts = carver.take<int32_t>(batch * a.segments);
   if (w.minima) a.sums = carver.take<float>(batch * a.segments);
   a.steps = carver.take<float>(batch * a.blocks);
@@ -100,12 +101,11 @@ Status matmul_int_chunk(const Source& source, const Operands& io, int64_t first,
   const KernelTable& kernel = kernels();
   const DenseInt& w = source.dense;
   Carver measure(nullptr);
-  carve_tiles(measure, w, batch);
+  carve_tiles(measure, w, batch, two_digits);
   Workspace memory(measure.used());
   if (!memory.get()) return Status::kNoMemory;
   Carver carver(memory.get());
-  QuantizedTiles a = carve_tiles(carver, w, batch);
-  a.height = kernel.tile_height(batch, w.bits, two_digits);
+  const QuantizedTiles a = carve_tiles(carver, w, batch, two_digits);
   std::memset(a.finite, 1, static_cast<size_t>(batch));
   on_pool(ceil_div(batch, a.height) * a.blocks, 1, batch * w.cols * 8, [&](Range units) {
     kernel.quantize_tiles(io.x + first * w.cols, w.cols, w.bits, w.zeros ? kOwnZeros : w.zero, two_digits, a, units.begin,

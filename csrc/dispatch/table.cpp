@@ -17,21 +17,40 @@ namespace pumice {
 
 namespace {
 
+constexpr int kIsaCount = 0
+#define ISA(name, needs) +1
+#include "dispatch/isa_list.inc"
+#undef ISA
+    ;
+
 struct Entry {
   const char* name;
   Isa needs;
-  const KernelTable* table;
+  KernelTable table;
 };
 
-const Entry kEntries[] = {
-#define ISA(name, needs) {#name, needs, &name::kTable},
+struct Entries {
+  Entry all[kIsaCount] = {
+#define ISA(name, needs) {#name, needs, name::kTable},
 #include "dispatch/isa_list.inc"
 #undef ISA
+  };
+
+  // A kernel that an ISA leaves null is that of the next one.
+  Entries() noexcept {
+    for (int i = kIsaCount - 2; i >= 0; --i) {
+#define KERNEL(name, result, parameters) \
+  if (!all[i].table.name) all[i].table.name = all[i + 1].table.name;
+#include "kernels/kernel_list.inc"
+#undef KERNEL
+    }
+  }
 };
 
 // The n-th entry that this machine can run, or null.
 const Entry* supported(int n) noexcept {
-  for (const Entry& entry : kEntries) {
+  static const Entries entries;
+  for (const Entry& entry : entries.all) {
     if (cpu_supports(entry.needs) && n-- == 0) return &entry;
   }
   return nullptr;
@@ -44,7 +63,7 @@ std::atomic<const Entry*>& chosen() noexcept {
 
 }  // namespace
 
-const KernelTable& kernels() noexcept { return *chosen().load(std::memory_order_acquire)->table; }
+const KernelTable& kernels() noexcept { return chosen().load(std::memory_order_acquire)->table; }
 
 namespace api {
 

@@ -15,88 +15,18 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/panels.inl.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
 
 namespace pumice::PUMICE_ISA {
 namespace {
 
-constexpr int kPanelSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors that hold one row of a panel
 // Panels that are multiplied together. Few rows of x take one: from memory two streams of codes are slower than one, by 5 % at
 // 4 rows and 15 % at 1, though from cache they would be faster.
 template <int kRows>
 constexpr int kPanels = kRows <= 4 ? 1 : kTilePanels;
-constexpr int kWordBytes = static_cast<int>(kPanelRows) * 4;  // a word of each row of a panel
-constexpr int kAhead = 4096;  // bytes of prefetch
 constexpr int kFewSums = 8;   // vectors of sums; with no more, products are bound by loads and not by arithmetic
-
-// Of w.scales or w.minima.
-inline F32 load_scales(const void* scales, bool half, int64_t at) {
-  return half ? load_half(static_cast<const uint16_t*>(scales) + at) : load_f32(static_cast<const float*>(scales) + at);
-}
-
-// Stores the lanes of a panel that are rows of w.
-inline void store_panel(const F32* y, int64_t rows, float* out) {
-  if (rows >= kPanelRows) {
-    for (int s = 0; s < kPanelSlices; ++s) store_f32(out + s * kLanes, y[s]);
-    return;
-  }
-  float all[kPanelRows];
-  for (int s = 0; s < kPanelSlices; ++s) store_f32(all + s * kLanes, y[s]);
-  for (int64_t i = 0; i < rows; ++i) out[i] = all[i];
-}
-
-// Some panels of w that are multiplied together. One that is left alone stands for both of two, and is stored once.
-struct Tile {
-  const uint8_t* codes;
-  const void* scales;
-  const void* minima;     // or null
-  const uint8_t* zeros;   // or null
-  int64_t codes_stride;   // bytes from a panel to the next
-  int64_t groups_stride;  // likewise scales, minima and zeros, in rows
-  int64_t rows, cols, group;
-  uint32_t flip;          // what a word of 8-bit codes is XORed with to be what Dot takes
-  bool half_scales;
-
-  // Up to `panels` panels from row `first` on.
-  Tile(const DenseInt& w, int64_t first, int panels)
-      : zeros(nullptr), cols(w.cols), group(w.group), half_scales(w.half_scales) {
-    const int64_t panel = first / kPanelRows, panel_groups = groups_of(w) * kPanelRows;
-    const int64_t panel_bytes = words_of(w) * kPanelRows * 4;
-    codes = w.codes ? w.codes + panel * panel_bytes : nullptr;
-    scales = scales_from(w, w.scales, panel * panel_groups);
-    minima = scales_from(w, w.minima, panel * panel_groups);
-    if (w.zeros) zeros = w.zeros + panel * panel_groups;
-    rows = w.rows - first < panels * kPanelRows ? w.rows - first : panels * kPanelRows;
-    codes_stride = rows > kPanelRows ? panel_bytes : 0;
-    groups_stride = rows > kPanelRows ? panel_groups : 0;
-    flip = (w.flip ^ static_cast<uint32_t>(w.bits == 8 ? kOffset<8> : 0)) * 0x01010101u;
-  }
-  // Of slice s, where the group's entries of the first panel start at `at`.
-  int64_t entry(int64_t at, int s) const {
-    return at + s / kPanelSlices * groups_stride + s % kPanelSlices * kLanes;
-  }
-};
-
-// Where a walk along the columns of some panels gets the codes of a word of each of them.
-struct DenseCodes {
-  static constexpr bool kDense = true;
-  const uint8_t* at;
-  int64_t stride;  // bytes from a panel to the next
-
-  DenseCodes(const Tile& tile) : at(tile.codes), stride(tile.codes_stride) {}
-  // Word `word` from here on of a panel.
-  void load(int panel, int word, Codes* slices) const {
-    unroll<kPanelSlices>([&](auto s) {
-      slices[s] = load_codes(at + panel * stride + word * kWordBytes + s * kLanes * 4);
-    });
-  }
-  // Always inline, as prefetch is.
-  ALWAYS_INLINE void prefetch_word(int panel, int word) const {
-    prefetch(at + panel * stride + word * kWordBytes + kAhead);
-  }
-  void skip(int64_t words) { at += words * kWordBytes; }
-};
 
 // Codes of kBits bits at the places of a bitmask. Each word is loaded once, one after the other.
 template <int kBits>
@@ -410,12 +340,13 @@ void widen(const Tile& tile, uint8_t* out) {
 constexpr bool is_wide(int64_t batch) { return kWideRows > 0 && batch >= 4 * kWideRows; }
 
 // The fewest tiles, of equal height but for the last: 16 rows are 8 + 8, not 12 + 4.
-int64_t tile_height(int64_t batch, int bits, bool two_digits) {
+void choose_tiles(QuantizedTiles& a, int bits, bool two_digits) {
   const int64_t most = with_bits(bits, [&](auto constant) -> int64_t {
     constexpr int kBits = decltype(constant){};
-    return is_wide(batch) ? kWideRows : two_digits ? kTileRows<kBits, true> : kTileRows<kBits, false>;
+    return is_wide(a.batch) ? kWideRows : two_digits ? kTileRows<kBits, true> : kTileRows<kBits, false>;
   });
-  return batch == 0 ? 1 : ceil_div(batch, ceil_div(batch, most));
+  a.matrix = false;
+  a.height = a.batch == 0 ? 1 : ceil_div(a.batch, ceil_div(a.batch, most));
 }
 
 template <int kBits, bool kTwoDigits>

@@ -64,28 +64,24 @@ void dense_ints() {
   }
 }
 
-// AVX2 widens codes for so many rows: tiles of 6 and 5.
+// AVX2 widens codes for so many rows, in tiles of 6 and 5; AMX takes tiles of 16, of 15 and 14, and of 11.
 void large_batches() {
-  constexpr int64_t kBatch = 29, kRows = 33;
+  constexpr int64_t kRows = 33;
   Random random(6);
   int shape = 0;
   for (int bits : {2, 3, 4, 5, 6, 8}) {
-    for (int64_t group : {16, 32, 128, 512}) {
+    for (int64_t group : {16, 32, 64, 128, 256, 512}) {
       const int64_t cols = shape++ % 2 ? 300 : 277;
       const uint8_t flip = bits == 8 && group != 32 ? 0x80 : 0;
-      const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, group, bits, 0, flip, false, false}, Offsets(shape % 3));
-      const auto x = activations(random, kBatch, cols, true);
+      const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, group, bits, 0, flip, false, false}, Offsets(shape / 2 % 3));
+      const auto x = activations(random, kLargeBatches.back(), cols, true);
       for (int mode = 0; mode < 2; ++mode) {
-        std::vector<float> expected;
-        for (const char* isa : isas()) {
-          api::choose_isa(isa);
-          const auto y = product(kBatch, kRows, [&](float* out) {
-            return api::matmul_dense_int(w.view(true), {x.data(), out, nullptr, kBatch}, Activations(mode));
-          });
-          if (expected.empty()) expected = y;
-          if (std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0) continue;
-          fail("dense int" + std::to_string(bits) + text("batch", kBatch) + text("group", group) + ": " + isa + " differs from scalar");
-        }
+        same_bits_everywhere(
+            "large dense int" + std::to_string(bits) + text("cols", cols) + text("group", group) + " " + kModes[mode], kRows, 1,
+            [&](float* out, int64_t batch, int) {
+              return api::matmul_dense_int(w.view(true), {x.data(), out, nullptr, batch}, Activations(mode));
+            },
+            kLargeBatches);
       }
     }
   }

@@ -136,13 +136,20 @@ inline void check_masked(Random& random, int64_t rows, int64_t cols, int64_t gro
   }
   const auto bias = some_bias(random, rows);
   const auto wild = activations(random, kMostRows, cols, true), tame = activations(random, kMostRows, cols, false);
+  Random later(7);
+  const auto many = activations(later, kLargeBatches.back(), cols, true);
   for (int mode = 0; mode < 2; ++mode) {
-    const auto y = same_bits_everywhere(what + " " + kModes[mode], rows, 3, [&](float* out, int64_t batch, int variant) {
-      const Operands io{wild.data(), out, bias.data(), batch};
+    const auto multiply = [&](const std::vector<float>& x, float* out, int64_t batch, int variant) {
+      const Operands io{x.data(), out, bias.data(), batch};
       if (variant == 0) return api::matmul_dense_int(dense.view(false), io, Activations(mode));
       return variant == 1 ? api::matmul_masked_int(panel_form, io, Activations(mode))
                           : api::matmul_bitmask(w, &canonical, io, Activations(mode));
-    });
+    };
+    const auto y = same_bits_everywhere(
+        what + " " + kModes[mode], rows, 3, [&](float* out, int64_t batch, int variant) { return multiply(wild, out, batch, variant); });
+    same_bits_everywhere(
+        what + " large " + kModes[mode], rows, 3,
+        [&](float* out, int64_t batch, int variant) { return multiply(many, out, batch, variant); }, kLargeBatches);
     digest("bitmask int" + std::to_string(bits) + " " + kModes[mode], y.data(), kMostRows * rows);
   }
   bounded_everywhere(

@@ -1,0 +1,71 @@
+// Tiles of quantized x for a matrix unit: which products take them, and how they come about (views.hpp, QuantizedTiles).
+// Whatever is not for them goes to the table of the ISA below.
+#pragma once
+
+#include "kernels/quantize_block.inl.hpp"
+#include "kernels/table.hpp"
+#include "kernels/unroll.hpp"
+#include "views.hpp"
+
+namespace pumice::PUMICE_ISA_BELOW {
+extern const KernelTable kTable;
+}
+
+namespace pumice::PUMICE_ISA {
+namespace {
+
+namespace below = PUMICE_ISA_BELOW;
+
+constexpr int64_t kMatrixRows = 16;   // of x in a tile
+constexpr int64_t kMatrixBatch = 16;  // from here on a matrix unit is faster
+
+void choose_tiles(QuantizedTiles& a, int bits, bool two_digits) {
+  a.matrix = a.batch >= kMatrixBatch;
+  if (!a.matrix) return below::kTable.choose_tiles(a, bits, two_digits);
+  a.height = ceil_div(a.batch, ceil_div(a.batch, kMatrixRows));
+}
+
+// One block of row m of a tile of `count` rows, of which the first is row `row`.
+template <int kApart, bool kTwoDigits>
+inline void quantize_matrix_row(const float* x, int64_t cols, int32_t zero, const QuantizedTiles& a, int64_t row, int64_t count,
+                                int64_t block, int64_t m) {
+  constexpr int kPlanes = kTwoDigits ? 2 : 1;
+  const int64_t k = block * kBlock, width = cols - k < kBlock ? cols - k : kBlock, per_block = kBlock / a.segment;
+  const float* from = x + (row + m) * cols + k;
+  float ragged[kBlock], scale;
+  if (width < kBlock) {
+    for (int64_t i = 0; i < kBlock; ++i) ragged[i] = i < width ? from[i] : 0.0f;
+    from = ragged;
+  }
+  int16_t codes[kBlock];
+  if (!quantize_block(from, kTwoDigits ? kTwoDigitLimit : kOneDigitLimit, codes, &scale)) {
+    for (int64_t i = 0; i < kBlock; ++i) codes[i] = 0;
+    scale = 0.0f;
+    __atomic_store_n(a.finite + row + m, uint8_t{0}, __ATOMIC_RELAXED);  // other threads may see other blocks of the row
+  }
+  const int64_t plane = a.height * kBlock;
+  store_digits<kApart, kPlanes>(codes, a.quads + (row * a.padded + block * plane) * kPlanes + m * kBlock, plane);
+  a.steps[row * a.blocks + block * count + m] = scale;
+  for (int64_t i = 0; i < per_block; ++i) {
+    const int32_t sum = a.segment == kBlock ? sum_codes(codes, kBlock) : sum_codes(codes + i * a.segment, a.segment);
+    const int64_t at = row * a.segments + (block * per_block + i) * count + m;
+    a.starts[at] = zero == kOwnZeros ? -sum : -zero * sum;
+    if (a.sums) a.sums[at] = static_cast<float>(sum) * scale;
+  }
+}
+
+void quantize_tiles(const float* x, int64_t cols, int bits, int32_t zero, bool two_digits, const QuantizedTiles& a,
+                    int64_t begin, int64_t end) {
+  if (!a.matrix) return below::kTable.quantize_tiles(x, cols, bits, zero, two_digits, a, begin, end);
+  const auto quantize = with_bits(bits, [&](auto constant) {
+    constexpr int kApart = 8 / unit_of(decltype(constant){}).low;
+    return two_digits ? quantize_matrix_row<kApart, true> : quantize_matrix_row<kApart, false>;
+  });
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t row = unit / a.blocks * a.height, count = a.batch - row < a.height ? a.batch - row : a.height;
+    for (int64_t m = 0; m < count; ++m) quantize(x, cols, zero, a, row, count, unit % a.blocks, m);
+  }
+}
+
+}  // namespace
+}  // namespace pumice::PUMICE_ISA
