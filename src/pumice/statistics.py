@@ -213,13 +213,7 @@ class CalibrationStats(Mapping[str, Moments]):
         ValueError, NonFiniteError
             As `Moments.update`, with the name; layers that have not shared their inputs so far.
         """
-        names = (name,) if isinstance(name, str) else tuple(name)
-        if not names:
-            raise ValueError("name: expected at least one, got none")
-        known = {id(self._layers.get(n)) for n in names}
-        if len(known) != 1:
-            raise ValueError(f"name: expected layers that always share their inputs, got {list(names)}")
-        moments = self._layers.get(names[0])
+        names, moments = self._sharing(name)
         if moments is None:
             array = as_float32(f"x of {names[0]!r}", x)
             moments = Moments(array.shape[-1] if array.ndim and array.shape[-1] else 1)
@@ -228,6 +222,31 @@ class CalibrationStats(Mapping[str, Moments]):
         except (ValueError, NonFiniteError) as error:
             raise type(error)(f"{names[0]}: {error}") from error
         self._layers.update(dict.fromkeys(names, moments))
+
+    def add(self, name: str | tuple[str, ...] | list[str], moments: Moments) -> None:
+        """Add the moments of a layer's inputs, or of several layers' that share them, that were gathered elsewhere.
+
+        Raises
+        ------
+        ValueError
+            As `Moments.merge`; layers that have not shared their inputs so far.
+        """
+        names, known = self._sharing(name)
+        total = Moments(moments.features) if known is None else known
+        try:
+            total.merge(moments)
+        except ValueError as error:
+            raise ValueError(f"{names[0]}: {error}") from error
+        self._layers.update(dict.fromkeys(names, total))
+
+    def _sharing(self, name: str | tuple[str, ...] | list[str]) -> tuple[tuple[str, ...], Moments | None]:
+        """The names, and the moments that all of them have; None if none has any yet."""
+        names = (name,) if isinstance(name, str) else tuple(name)
+        if not names:
+            raise ValueError("name: expected at least one, got none")
+        if len({id(self._layers.get(n)) for n in names}) != 1:
+            raise ValueError(f"name: expected layers that always share their inputs, got {list(names)}")
+        return names, self._layers.get(names[0])
 
     def merge(self, other: CalibrationStats) -> None:
         """Add what another has seen: of other data, or of other layers."""

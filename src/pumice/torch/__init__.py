@@ -10,6 +10,7 @@ try:
 except ImportError as error:
     raise ImportError("pumice.torch: expected torch to be installed, got none: pip install torch") from error
 
+from pumice.torch.collecting import collect
 from pumice.torch.compression import compress_
 from pumice.torch.distilling import DistillationLoss, Distiller
 from pumice.torch.masking import GradualPruning, HeldMasks, prune_
@@ -24,6 +25,7 @@ __all__ = [
     "Distiller",
     "GradualPruning",
     "HeldMasks",
+    "collect",
     "compress_",
     "prune_",
     "quantize_aware_",

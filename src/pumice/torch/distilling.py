@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pumice.distillation import TopKLogits, soft_target_loss
+from pumice.torch.layers import call
 
 IGNORED = -100  # a label that torch leaves out
 
@@ -143,8 +144,8 @@ class Distiller:
             if self.teacher is None:
                 raise ValueError("teacher_logits: expected logits, since there is no teacher, got None")
             with torch.no_grad():
-                teacher_logits = _logits(_call(self.teacher, inputs))
-        loss = self.loss(_logits(_call(self.student, inputs)), teacher_logits, labels)
+                teacher_logits = _logits(call(self.teacher, inputs))
+        loss = self.loss(_logits(call(self.student, inputs)), teacher_logits, labels)
         for i, (mine, theirs) in enumerate(self._pairs):
             loss = loss + self.hidden_weight * F.mse_loss(self._projected(i, mine.output, theirs.output), theirs.output)
         self.optimizer.zero_grad()
@@ -194,12 +195,6 @@ def _tap(model: Any, name: str) -> _Tap:
     tap = _Tap()
     module.register_forward_hook(tap)
     return tap
-
-
-def _call(model: Callable[..., Any], inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def _logits(output: Any) -> Any:

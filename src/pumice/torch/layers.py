@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,3 +75,10 @@ def info(name: str, weight: Tensor) -> TensorInfo:
 def dense(weight: Tensor) -> np.ndarray[Any, Any]:
     """float32; a view of a weight that is."""
     return weight.detach().to(torch.float32).numpy()
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """model(inputs): a mapping holds keywords, a tuple arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pumice.pruning import Masks, cubic_sparsity, prune
+from pumice.pruning.base import PRUNERS
+from pumice.statistics import CalibrationStats
 from pumice.torch.layers import dense, matching, parameter
 
 
@@ -42,11 +44,14 @@ class HeldMasks:
             if p.requires_grad
         ]
 
-    def prune(self, sparsity: float) -> None:
+    def prune(self, sparsity: float | None) -> None:
         """Prune further, by the method and pattern of `prune_`: what is 0 has the lowest score and stays so."""
         weights = {name: dense(p) for name, p in self._parameters.items()}
-        _, masks = prune(weights, sparsity, return_mask=True, **self._how)
+        pruned, masks = prune(weights, sparsity, return_mask=True, **self._how)
         for name, mask in masks.items():
+            if PRUNERS[self._how["method"]].solve is not None:  # what stays has changed, too
+                with torch.no_grad():
+                    self._parameters[name].copy_(torch.from_numpy(pruned[name]))
             self._masks[name] = torch.from_numpy(mask.copy()) & self._masks[name]  # pumice's are read-only
         self.apply()
 
@@ -98,12 +103,14 @@ class HeldMasks:
 
 def prune_(
     model: nn.Module,
-    sparsity: float,
+    sparsity: float | None = None,
     *,
     match: str | Sequence[str] | None = None,
     method: str = "magnitude",
     pattern: str | None = None,
-    scope: str = "layer",
+    scope: str | None = None,
+    stats: CalibrationStats | None = None,
+    seed: int = 0,
 ) -> HeldMasks:
     """Prune a model in place, and keep it pruned.
 
@@ -111,11 +118,14 @@ def prune_(
     ----------
     model : torch.nn.Module
         On the CPU.
-    sparsity : float in [0, 1]
+    sparsity : float in [0, 1], or None
+        None for a pattern that fixes it, such as ``"2:4"``.
     match : str or sequence of str, optional
         Regular expressions that find the names of weights; by default all of Linear and Conv layers but output heads.
-    method, pattern, scope
+    method, pattern, scope, seed
         As in `pumice.prune`.
+    stats : CalibrationStats, optional
+        Of `collect`: for ``"wanda"`` and ``"sparsegpt"``.
 
     Returns
     -------
@@ -125,7 +135,7 @@ def prune_(
     Raises
     ------
     ValueError
-        A pattern that finds no weight, or a sparsity out of range.
+        A pattern that finds no weight, a sparsity out of range, no moments of a weight where the method needs them.
 
     Examples
     --------
@@ -134,7 +144,7 @@ def prune_(
     >>> prune_(model, 0.75, pattern="bsr-4x1")
     <HeldMasks of 1 weights, density 0.25>
     """
-    how = {"method": method, "pattern": pattern, "scope": scope}
+    how = {"method": method, "pattern": pattern, "scope": scope, "stats": stats, "seed": seed}
     masks = HeldMasks(matching(model, match), how)
     try:
         masks.prune(sparsity)
@@ -187,6 +197,10 @@ class GradualPruning:
     def sparsity(self, step: int) -> float:
         """What the schedule asks for at a step, counted from 0."""
         return cubic_sparsity(step, final=self.final, initial=self.initial, start=self.begin, stop=self.end)
+
+    def skip(self, steps: int) -> None:
+        """Go on after so many steps, when a training is taken up again with its masks."""
+        self._step = steps
 
     def step(self) -> None:
         """Call once for each step of the optimiser."""

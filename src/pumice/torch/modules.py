@@ -183,24 +183,35 @@ class CompactConv(CompactModule):
         return super().weight.reshape(self._kernel_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes, spatial = self.kernel_size, len(self.kernel_size)
+        spatial = len(self.kernel_size)
         batched = x.dim() == spatial + 2
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded = F.pad(x if batched else x[None], self._pads, mode)
-        # Ones before the sizes make a line of a plane.
-        lift = (1,) * (2 - spatial)
-        plane = padded if spatial == 2 else padded[:, :, None]
-        patches = F.unfold(plane, lift + sizes, dilation=lift + self.dilation, stride=lift + self.stride)
-        y = self._multiply(patches.transpose(1, 2), self.bias, self.activations).transpose(1, 2)
+        padded = _padded(x if batched else x[None], self._pads, self.padding_mode)
+        unfolded = _unfolded(padded, self.kernel_size, self.dilation, self.stride)
+        y = self._multiply(unfolded.transpose(1, 2), self.bias, self.activations).transpose(1, 2)
         lengths = [
             (n - d * (k - 1) - 1) // s + 1
-            for n, k, s, d in zip(padded.shape[2:], sizes, self.stride, self.dilation, strict=True)
+            for n, k, s, d in zip(padded.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True)
         ]
         y = y.reshape(y.shape[0], self.out_channels, *lengths)
         return y if batched else y[0]
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, {self.array.scheme}"
+
+
+def patches(x: Tensor, like: nn.Conv1d | nn.Conv2d) -> Tensor:
+    """What each output of a convolution is a product with: (batch, in_channels * kernel_size, places)."""
+    return _unfolded(_padded(x, _pads(like), like.padding_mode), like.kernel_size, like.dilation, like.stride)
+
+
+def _padded(x: Tensor, pads: tuple[int, ...], mode: str) -> Tensor:
+    return F.pad(x, pads, "constant" if mode == "zeros" else mode)
+
+
+def _unfolded(padded: Tensor, sizes: Any, dilation: Any, stride: Any) -> Tensor:
+    lift = (1,) * (2 - len(sizes))  # ones before the sizes make a plane of a line
+    plane = padded if len(sizes) == 2 else padded[:, :, None]
+    return F.unfold(plane, lift + sizes, dilation=lift + dilation, stride=lift + stride)
 
 
 def _pads(like: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
