@@ -223,10 +223,8 @@ class Tally:
             self.progress(name, self.done, self.total)
 
 
-def _settled(
-    reader: Reader, name: str, info: TensorInfo, choice: Treatment, job: _Job
-) -> Treatment:
-    """The choice with a scheme in the place of `AUTO`, made in passes over row panels. What is pruned waits for that."""
+def _settled(reader: Reader, name: str, info: TensorInfo, choice: Treatment, job: _Job) -> Treatment:
+    """The choice with a scheme in the place of `AUTO`, made in passes over row panels; what is pruned waits."""
     if choice.scheme != AUTO or choice.whole:
         return choice
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
@@ -252,7 +250,9 @@ def _convert_one(
     reader: Reader, writer: Writer, name: str, info: TensorInfo, choice: Treatment, job: _Job, tally: Tally
 ) -> tuple[TensorReport, TensorInfo]:
     as_it_is = not choice.whole
-    if choice.scheme is None or (as_it_is and info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis):
+    if choice.scheme is None or (
+        as_it_is and info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis
+    ):
         return _copy(reader, writer, name, info, choice, tally)
     done = tally.done
     for scale_dtype in (None, np.float32):

@@ -90,9 +90,7 @@ def calibrate(
     (10, array([1., 1., 0., 0.], dtype=float32))
     """
     found = CalibrationStats()
-    for part in passes(
-        weights, forward, data, samples=samples, seed=seed, memory=memory, progress=progress, **options
-    ):
+    for part in passes(weights, forward, data, samples=samples, seed=seed, memory=memory, progress=progress, **options):
         found.adopt(part)
     return found
 
@@ -251,7 +249,9 @@ def _result(value: Any, i: int) -> NDArray[np.float64]:
     array = np.asarray(value)
     if array.ndim not in (1, 2) or array.dtype.kind != "f":
         got = f"{array.dtype} of shape {array.shape}"
-        raise ValueError(f"forward: expected floats, surprises (tokens,) or vectors (n, width), of piece {i}, got {got}")
+        raise ValueError(
+            f"forward: expected floats, surprises (tokens,) or vectors (n, width), of piece {i}, got {got}"
+        )
     if not np.isfinite(array).all():
         raise NonFiniteError(f"forward: expected finite results, got NaN or infinity of piece {i}")
     return array.astype(np.float64)

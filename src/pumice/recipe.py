@@ -244,7 +244,9 @@ class Recipe:
             known |= dict.fromkeys(options_for(one, self.options, every=True))
         for name in self.options:
             if name not in known:
-                raise RecipeError(f"options: expected those of the methods ({', '.join(known) or 'none'}), got {name!r}")
+                raise RecipeError(
+                    f"options: expected those of the methods ({', '.join(known) or 'none'}), got {name!r}"
+                )
 
     def _kept(self, info: TensorInfo, choice: Treatment) -> Treatment:
         """The choice, unless it would round again what was rounded before."""

@@ -102,7 +102,17 @@ def relative_error(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
     return math.sqrt(noise / energy) if energy else 0.0
 
 
-HEADINGS = ("tensor", "shape", "scheme", "bytes before", "bytes after", "bits/weight", "error", "SNR dB", "output error")
+HEADINGS = (
+    "tensor",
+    "shape",
+    "scheme",
+    "bytes before",
+    "bytes after",
+    "bits/weight",
+    "error",
+    "SNR dB",
+    "output error",
+)
 
 
 def _cells(t: TensorReport) -> tuple[str, ...]:

@@ -133,9 +133,7 @@ def prune_and_compress(
     rule = pruning.rule(scheme)
     if pruner.solve is not None and has_integers(scheme) and method in (None, "gptq"):
         return map_members(w, partial(_sparsify_by_solver, scheme, pruner, rule, stats, own, others))
-    pruned = prune(
-        w, pruning.sparsity, pattern=rule.grid, method=pruning.method, stats=stats, seed=seed, **own
-    )
+    pruned = prune(w, pruning.sparsity, pattern=rule.grid, method=pruning.method, stats=stats, seed=seed, **own)
     return compress(pruned, scheme, method=method, stats=None if method is None else stats, **others)
 
 

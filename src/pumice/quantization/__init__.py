@@ -6,4 +6,14 @@ from pumice.quantization import clipping, gptq  # noqa: F401
 from pumice.quantization.base import METHODS, Outcome, Task, has_integers, options_of, quantize_matrix, register
 from pumice.quantization.clipping import CLIPS, register_clip
 
-__all__ = ["CLIPS", "METHODS", "Outcome", "Task", "has_integers", "options_of", "quantize_matrix", "register", "register_clip"]
+__all__ = [
+    "CLIPS",
+    "METHODS",
+    "Outcome",
+    "Task",
+    "has_integers",
+    "options_of",
+    "quantize_matrix",
+    "register",
+    "register_clip",
+]
