@@ -11,7 +11,8 @@ from pumice.checkpoint import load
 from pumice.cli.common import DONE, Display, add_command, add_json, add_path
 from pumice.cli.forward_file import add_forward, load_forward
 from pumice.forwards import evaluate
-from pumice.options import ACTIVATIONS, options as with_options
+from pumice.options import ACTIVATIONS
+from pumice.options import options as with_options
 
 
 def add(commands: Any) -> None:
