@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms promises fuzz interop-gguf sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms bench-quality promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert a language model and a sentence encoder to int8, int4 ... and run them from the compact files"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
 	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
 	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside LLM Compressor and their papers' algorithms in torch (.venv-algorithms; ten minutes); SUITES=quality, WRITE=1"
+	@echo "make bench-quality  what every algorithm costs three real models (half an hour); LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -169,6 +170,9 @@ bench-compare:
 
 bench-llama: $(VENV)/with-test
 	@$(BIN)/python bench/smollm.py quality speed $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
+
+bench-quality: $(VENV)/with-test $(VENV)/with-demo
+	@$(BIN)/python bench/quality.py $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
 
 promises: $(VENV)/with-test
 	@PUMICE_LONG=1 $(BIN)/python -m pytest -q -s tests/promises

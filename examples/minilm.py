@@ -34,10 +34,10 @@ def embed(model: Mapping[str, Any], sentences: Sequence[Sequence[int]]) -> F32:
     return np.stack(vectors)
 
 
-def forward(weights: Any, data: Path, *, like: str | None = None) -> list[Callable[[], F32]]:
+def forward(weights: Any, data: Path, *, like: str | None = None, encoding: str = "utf-8") -> list[Callable[[], F32]]:
     """For `pumice calibrate` and `pumice eval`: the vectors of a text's lines, `BATCH` of them a piece."""
     tokens = WordPiece.load(Path(like or weights.path) / "vocab.txt")
-    lines = [tokens.encode(line) for line in data.read_text("utf-8").splitlines() if line.strip()]
+    lines = [tokens.encode(line) for line in data.read_text(encoding).splitlines() if line.strip()]
     model = dict(weights)
     return [partial(embed, model, lines[i : i + BATCH]) for i in range(0, len(lines), BATCH)]
 

@@ -134,3 +134,12 @@ def test_a_recipe_file_is_named_in_its_errors(tmp_path: Path) -> None:
         Recipe.load(path)
     with pytest.raises(pm.SchemeError):
         Recipe.parse("scheme = 'int99'")
+
+
+def test_a_recipe_with_methods_is_refused_where_only_schemes_are_followed() -> None:
+    assert Recipe.parse("scheme = 'int8'\nmethod = 'nearest'").without_methods().scheme is not None
+    for text in ("scheme = 'int8'\nmethod = 'gptq'", "[[rule]]\nmatch = 'a'\nscheme = 'csr'\nprune = 'wanda:0.5'"):
+        with pytest.raises(
+            pm.RecipeError, match="recipe: expected neither prune nor method, .* got '(gptq|wanda:0.5)'"
+        ):
+            Recipe.parse(text).without_methods()

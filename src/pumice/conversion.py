@@ -26,7 +26,7 @@ from pumice.ops import compress
 from pumice.profile import Profile, load_profile
 from pumice.pruning import prune_and_compress
 from pumice.recipe import Recipe, Treatment, options_for
-from pumice.report import Report, TensorReport
+from pumice.report import Loss, Report, TensorReport
 from pumice.scheme import AUTO, Scheme
 from pumice.statistics import CalibrationStats, Moments, moments_of
 from pumice.values.base import F32
@@ -297,7 +297,7 @@ def _encode(
     assert choice.scheme is not None
     stored = info.shape if choice.in_axis == 1 else info.shape[::-1]
     written: dict[str, int] = {}
-    loss = _Loss(moments_of(name, name, job.stats, math.prod(stored[1:])) if name in job.stats else None)
+    loss = Loss(moments_of(name, name, job.stats, math.prod(stored[1:])) if name in job.stats else None)
     dtypes: dict[str, str] = {}
     nbytes, scheme = 0, str(choice.scheme)
     step = max(stored[0], 1) if choice.whole else _chunk_rows(choice.scheme, stored)
@@ -327,46 +327,6 @@ def _notes(choice: Treatment) -> dict[str, str]:
     return notes if choice.method is None else notes | {"method": choice.method}
 
 
-class _Loss:
-    """What an array lacks of a weight, and what its layer's output lacks of the calibration data's."""
-
-    def __init__(self, moments: Moments | None) -> None:
-        self._h = None if moments is None else moments.mean()
-        self._energies: tuple[list[float], ...] = ([], [], [], [])  # noise and signal, of weights and of outputs
-
-    def add(self, chunk: Any, array: CompactArray) -> None:
-        """Rows, and what became of them."""
-        cols = math.prod(chunk.shape[1:])
-        step = max(1, CHUNK_BYTES // (4 * max(cols, 1)))
-        for start in range(0, len(chunk), step):
-            exact = np.ascontiguousarray(chunk[start : start + step], np.float32).reshape(-1, cols)
-            lacks = exact - array.decode_rows(start, start + len(exact)).reshape(exact.shape)
-            noise, signal, output_noise, output_signal = self._energies
-            noise += _row_energies(lacks)
-            signal += _row_energies(exact)
-            if self._h is not None:
-                output_noise += _row_energies_of_products(lacks, self._h)
-                output_signal += _row_energies_of_products(exact, self._h)
-
-    @property
-    def error(self) -> float:
-        return _ratio(*self._energies[:2])
-
-    @property
-    def output_error(self) -> float | None:
-        return None if self._h is None else _ratio(*self._energies[2:])
-
-
-def _ratio(noise: list[float], signal: list[float]) -> float:
-    energy = math.fsum(signal)
-    return math.sqrt(max(math.fsum(noise), 0.0) / energy) if energy > 0 else 0.0
-
-
-def _row_energies_of_products(rows: F32, h: F32) -> list[float]:
-    """r h r^T of each row: a report, not stored; BLAS may take another order on other threads."""
-    return [float(e) for e in np.vecdot(rows @ h, rows)]
-
-
 def _chunk_rows(scheme: Scheme, stored: tuple[int, ...]) -> int:
     """Rows that are encoded at a time."""
     unit = LAYOUTS[scheme.layout].chunk_rows(scheme)
@@ -384,14 +344,6 @@ def _chunks(reader: Reader, name: str, info: TensorInfo, in_axis: int, step: int
     for start in range(0, max(shape[0], 1), step):
         stop = min(start + step, shape[0])
         yield start, stop, reader.rows(name, start, stop) if whole is None else whole[:, start:stop].T
-
-
-def _row_energies(rows: F32) -> list[float]:
-    """Sums of squares in float64. Each depends on its row alone, and fsum on no order: the error, which is stored, has
-    the same bits however the rows were cut into chunks."""
-    step = max(1, (1 << 18) // max(rows.shape[1], 1))
-    parts = (np.square(rows[i : i + step], dtype=np.float64) for i in range(0, len(rows), step))
-    return [energy for part in parts for energy in part.sum(axis=1).tolist()]
 
 
 def _finite(chunk: Any, start: int, in_axis: int) -> Any:

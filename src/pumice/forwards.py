@@ -260,6 +260,8 @@ def _result(value: Any, i: int) -> NDArray[np.float64]:
 def _pieces(forward: Forward, weights: Mapping[str, Any], data: Any, options: Mapping[str, Any]) -> Sequence[Piece]:
     try:
         found = list(forward(weights, data, **options))
+    except PumiceError:
+        raise  # says what is wrong with weights
     except Exception as error:
         raise _raised("to give pieces", error) from error
     if not found:
@@ -293,6 +295,8 @@ def _results(pieces: Sequence[Piece]) -> Iterator[tuple[int, Any]]:
 
 def _raised(what: str, error: Exception) -> PumiceError:
     """An error of the forward, with its line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = frames[min(1, len(frames) - 1)].filename  # the first is here
+    frame = [frame for frame in frames if frame.filename == theirs][-1]
     where = f"{frame.filename}:{frame.lineno}"
     return PumiceError(f"forward: expected it {what}, got {type(error).__name__}: {error} ({where})")

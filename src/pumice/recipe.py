@@ -198,6 +198,16 @@ class Recipe:
             options={**self.options, **(options or {})},
         )
 
+    def without_methods(self) -> Self:
+        """This recipe, where only its schemes can be followed. Raises RecipeError if it asks for more."""
+        said = [(self.prune, self.method), *((rule.prune, rule.method) for rule in self.rules)]
+        for prune, method in said:
+            got = _pruning(prune) or _method(method)
+            if got is None:
+                continue
+            raise RecipeError(f"recipe: expected neither prune nor method, which pumice.convert follows, got '{got}'")
+        return self
+
     def plan(self, infos: Mapping[str, TensorInfo]) -> dict[str, Treatment]:
         """What happens to each tensor. Raises RecipeError for a pattern that finds none."""
         for rule in self.rules:

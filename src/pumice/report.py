@@ -11,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import printable
+from pumice.layouts import CompactArray
+from pumice.statistics import Moments
+from pumice.values.base import F32
+
+PANEL = 1 << 22  # weights whose errors are made at a time
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,54 @@ def relative_error(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
     energy = float(np.square(wide).sum())
     noise = float(np.square(wide - decoded.reshape(wide.shape)).sum())
     return math.sqrt(noise / energy) if energy else 0.0
+
+
+class Loss:
+    """What an array lacks of a weight, and what its layer's output lacks of the calibration data's."""
+
+    def __init__(self, moments: Moments | None) -> None:
+        self._h = None if moments is None else moments.mean()
+        self._energies: tuple[list[float], ...] = ([], [], [], [])  # noise and signal, of weights and of outputs
+
+    def add(self, chunk: Any, array: CompactArray) -> None:
+        """Rows, and what became of them."""
+        cols = math.prod(chunk.shape[1:])
+        step = max(1, PANEL // max(cols, 1))
+        for start in range(0, len(chunk), step):
+            exact = np.ascontiguousarray(chunk[start : start + step], np.float32).reshape(-1, cols)
+            lacks = exact - array.decode_rows(start, start + len(exact)).reshape(exact.shape)
+            noise, signal, output_noise, output_signal = self._energies
+            noise += _row_energies(lacks)
+            signal += _row_energies(exact)
+            if self._h is not None:
+                output_noise += _row_energies_of_products(lacks, self._h)
+                output_signal += _row_energies_of_products(exact, self._h)
+
+    @property
+    def error(self) -> float:
+        return _ratio(*self._energies[:2])
+
+    @property
+    def output_error(self) -> float | None:
+        return None if self._h is None else _ratio(*self._energies[2:])
+
+
+def _ratio(noise: list[float], signal: list[float]) -> float:
+    energy = math.fsum(signal)
+    return math.sqrt(max(math.fsum(noise), 0.0) / energy) if energy > 0 else 0.0
+
+
+def _row_energies_of_products(rows: F32, h: F32) -> list[float]:
+    """r h r^T of each row: a report, not stored; BLAS may take another order on other threads."""
+    return [float(e) for e in np.vecdot(rows @ h, rows)]
+
+
+def _row_energies(rows: F32) -> list[float]:
+    """Sums of squares in float64. Each depends on its row alone, and fsum on no order: the error, which is stored, has
+    the same bits however the rows were cut into chunks."""
+    step = max(1, (1 << 18) // max(rows.shape[1], 1))
+    parts = (np.square(rows[i : i + step], dtype=np.float64) for i in range(0, len(rows), step))
+    return [energy for part in parts for energy in part.sum(axis=1).tolist()]
 
 
 HEADINGS = (

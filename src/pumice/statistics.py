@@ -272,6 +272,12 @@ class CalibrationStats(Mapping[str, Moments]):
             raise ValueError(f"other: expected other layers, got {twice[0]!r} again")
         self._layers.update(other._layers)
 
+    def take(self, names: Iterable[str]) -> CalibrationStats:
+        """The entries of these names, which are no longer here."""
+        taken = CalibrationStats()
+        taken._layers = {name: self._layers.pop(name) for name in names if name in self._layers}
+        return taken
+
     def settle(self) -> None:
         """Keep means only, as files have them: a quarter of the memory."""
         for moments in {id(m): m for m in self._layers.values()}.values():

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from pumice import __version__
-from pumice.cli import bench, cat, convert, diff, explain, export, inspect, report, verify
+from pumice.cli import bench, calibrate, cat, convert, diff, eval, explain, export, inspect, report, verify
 from pumice.cli.common import BAD_DATA, EPILOG, FAILED, INTERRUPTED, IO_ERROR, USAGE
 from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
 
-COMMANDS = (convert, export, inspect, report, cat, diff, verify, explain, bench)  # in the order of the help
+COMMANDS = (convert, calibrate, eval, export, inspect, report, cat, diff, verify, explain, bench)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

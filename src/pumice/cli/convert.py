@@ -11,8 +11,10 @@ from typing import Any
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import OBJECTIVES
 from pumice.cli.common import DONE, EPILOG, Display, add_command
+from pumice.cli.forward_file import add_set
 from pumice.conversion import convert
 from pumice.errors import RecipeError
+from pumice.quantization import METHODS
 from pumice.recipe import FALLBACKS, KEPT, Recipe
 from pumice.scheme import legal_table
 
@@ -32,6 +34,11 @@ def add(commands: Any) -> None:
     add("source", metavar="SRC", type=Path, help="a weights file, or a folder with weights")
     add("target", metavar="DST", type=Path, help="a file that ends in .safetensors, or a folder")
     add("--scheme", metavar="S", help="for weights of two or more dimensions, such as int4-g128; auto chooses for each")
+    add("--prune", metavar="METHOD[:SPARSITY][:PATTERN]", help="before that, such as wanda:0.5 or sparsegpt:2:4")
+    add("--method", choices=tuple(METHODS), help="how integers are found (default: nearest)")
+    add("--stats", metavar="F", type=Path, help="what pumice calibrate found, for wanda, sparsegpt, gptq and mse")
+    add("--seed", metavar="N", type=int, default=0, help="of --prune random (default: 0)")
+    add_set(command, "of these methods, such as act_order=True")
     add("--objective", choices=OBJECTIVES, default="balanced", help="of auto (default: balanced, time times bytes)")
     add("--batch", metavar="N", type=int, default=1, help="rows of x that auto chooses for (default: 1)")
     add("--max-error", metavar="E", type=float, default=0.02, help="of a weight, relative, for auto (default: 0.02)")
@@ -89,6 +96,10 @@ def _convert(options: argparse.Namespace) -> int:
             keep_embeddings=options.keep_embeddings,
             group_size_fallback=options.group_size_fallback,
             allow_requantize=options.allow_requantize,
+            prune=options.prune,
+            method=options.method,
+            stats=options.stats,
+            seed=options.seed,
             batch=options.batch,
             objective=options.objective,
             max_error=options.max_error,
@@ -96,6 +107,7 @@ def _convert(options: argparse.Namespace) -> int:
             dry_run=options.dry_run,
             max_shard_size=options.max_shard_size,
             progress=progress,
+            **dict(options.set),
         )
     if options.json:
         print(json.dumps(report.to_json()))

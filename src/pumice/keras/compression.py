@@ -68,7 +68,7 @@ def compress(
         raise ValueError("model: expected one that is built (call it, or model.build(shape)), got one that is not")
     if not isinstance(model, keras.Sequential | keras.src.models.functional.Functional):
         raise ValueError(f"model: expected a Sequential or functional model, got a {type(model).__name__}")
-    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings)
+    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
     found = dict(kernels(model))
     infos = {_weight_name(name): TensorInfo(w.shape, "F32", w.nbytes) for name, (_, w) in found.items()}
     treatments = plan.plan(infos)

@@ -125,7 +125,7 @@ def prune_and_compress(
     >>> import numpy as np, pumice as pm
     >>> pruning = Pruning.parse("magnitude:0.5")
     >>> prune_and_compress(np.eye(4, 32), pm.Scheme.parse("bitmask+int8"), pruning)
-    <BitmaskArray bitmask+int8 (4, 32) 80 bytes, 5 bits per weight>
+    <BitmaskArray bitmask+int8 (4, 32) 52 bytes, 3.25 bits per weight>
     """
     pruner = PRUNERS[pruning.method]
     own = pruner.options(options)

@@ -66,7 +66,7 @@ def compress_(
     """
     check_choice("activations", activations, ACTIVATIONS)
     start = time.perf_counter()
-    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings)
+    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
     layers = dict(weighty(model))
     if "weight" in layers:
         raise ValueError(f"model: expected a module that holds layers, got a {type(model).__name__} itself")

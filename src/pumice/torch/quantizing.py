@@ -79,7 +79,7 @@ def quantize_aware_(
     >>> torch.equal(trained, model[0].weight)
     True
     """
-    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings)
+    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
     layers = dict(weighty(model))
     treatments = plan.plan({name: info(name, parameter(layer)) for name, layer in layers.items()})
     found = {name: t.scheme for name, t in treatments.items() if t.scheme is not None}
