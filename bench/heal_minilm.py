@@ -2,10 +2,10 @@
 
     python bench/heal_minilm.py --work build/heal
 
-The 36 matrices are pruned by SparseGPT with moments of 480 sentences, then learn for `STEPS` steps, masks
-held: the loss is 1 - cosine to the float32 embedding and the squared distance of all hidden states. Text: 300 news
-items (lee_background.cor of gensim) and 2000 sentences of Jane Austen's; what is reported is the mean cosine on other
-text: 50 news items (lee.cor) and examples/sentences.txt. Seed 0.
+The 36 matrices are pruned by SparseGPT with moments of 480 sentences, then learn for `STEPS` steps with their masks
+held: the loss is 1 - cosine to the float32 embedding and the squared distance of all hidden states. The text is 300
+news items (lee_background.cor of gensim) and 2000 sentences of Jane Austen's; what is reported is the mean cosine on
+other text: 50 news items (lee.cor) and examples/sentences.txt. Seed 0.
 """
 
 from __future__ import annotations
