@@ -11,7 +11,19 @@ from pumice.cli import bench, calibrate, cat, convert, diff, eval, explain, expo
 from pumice.cli.common import BAD_DATA, EPILOG, FAILED, INTERRUPTED, IO_ERROR, USAGE
 from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
 
-COMMANDS = (convert, calibrate, eval, export, inspect, report, cat, diff, verify, explain, bench)  # in the order of the help
+COMMANDS = (
+    convert,
+    calibrate,
+    eval,
+    export,
+    inspect,
+    report,
+    cat,
+    diff,
+    verify,
+    explain,
+    bench,
+)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
