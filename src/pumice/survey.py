@@ -122,7 +122,7 @@ def survey(reader: Reader, path: str, progress: Progress | None = None) -> Surve
     >>> with open_reader(file) as reader:
     ...     found = survey(reader, "a").tensors[0]
     >>> found.scheme, found.zeros, found.density[0][:3]
-    ('csr', 0.984375, [0.5, 0.0, 0.0])
+    ('csr', 0.984375, [1.0, 0.0, 0.0])
     """
     names = sorted(reader.names(), key=natural)
     total, done, found = sum(reader.info(name).nbytes for name in names), 0, []
