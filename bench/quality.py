@@ -27,7 +27,6 @@ from quality_tables import blocks, draw
 from tables import write_page
 
 import pumice as pm
-from pumice.statistics import packed
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tools")]
@@ -162,14 +161,12 @@ def measure(name: str, model: Model, results: Results, work: Path, limit: int | 
     stats = work / f"{name}.stats.safetensors"
     if not stats.is_file():
         say(f"{name}: calibrating ...")
-        start = time.perf_counter()
         found = pm.calibrate(
             reference, model.forward, model.training, samples=model.calibrated, seed=SEED, **model.options
         )
-        pm.save(stats, dict(packed([found])))
-        rows = max(moments.count for moments in found.values())
-        results.once(name, "calibration", lambda: {"rows": rows, "took": round(time.perf_counter() - start, 1)})
+        pm.save(stats, found.pack())
     known = pm.CalibrationStats.unpack(pm.load(stats))
+    results.once(name, "calibration", lambda: {"rows": max(moments.count for moments in known.values())})
     for case, asked in list(cases().items())[:limit]:
         results.once(name, case, lambda asked=asked: compressed(model, reference, known, asked))
 

@@ -21,7 +21,7 @@ def blocks(found: dict[str, Any]) -> dict[str, str]:
     where = found["about"]
     facts = [f"- {key}: {where[key]}" for key in ("machine", "ISA", "date") if key in where]
     for name in tables:
-        rows = found[name].get("calibration", {}).get("rows", "?")
+        rows = found[name]["calibration"]["rows"]
         unit = "tokens" if loss_of(found[name][BASE]) else "vectors"
         facts.append(f"- {TITLES[name]}: calibrated on {rows:,} tokens, scored on {found[name][BASE]['rows']:,} {unit}")
     return {"about": "\n".join(facts)} | tables
