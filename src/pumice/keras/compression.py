@@ -32,8 +32,8 @@ def compress(
     """A copy of a model with compact Dense, Embedding, Conv1D and Conv2D layers.
 
     The copy predicts, saves as ``.keras`` and loads (import `pumice.keras` before). What happens to which kernel is
-    decided by the rules of `pumice.convert`, in which the kernel of a layer is called ``dense_1.weight``, in a model within the model ``encoder/dense_1.weight``. Embeddings
-    become per-row int8 under integer schemes, as there.
+    decided by the rules of `pumice.convert`, in which the kernel of a layer is called ``dense_1.weight``, and of one in
+    a model within the model ``encoder/dense_1.weight``. Embeddings become per-row int8 under integer schemes, as there.
 
     Parameters
     ----------
