@@ -115,10 +115,13 @@ def bridge(work: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: tables and plots alone")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "heal")
     parser.add_argument("--write", action="store_true", help="write the pages and plots")
     options = parser.parse_args()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"expected parts among {', '.join(PARTS)}, got {unknown[0]}")
     options.work.mkdir(parents=True, exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     parts = {

@@ -42,8 +42,8 @@ NEWS_SUMS = {
     "lee_background.cor": "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
 }
 MATRICES = r"encoder\.layer\.\d+\..*dense\.weight|encoder\.layer\.\d+\.attention\.self\."
-SEED, STEPS, BATCH, RATE, WARMUP = 0, 300, 24, 5e-4, 20
-SPARSITY, CALIBRATION, LONGEST, NOVELS = 0.5, 480, 48, 2000
+SEED, STEPS, BATCH, RATE, WARMUP = 0, 150, 16, 5e-4, 15
+SPARSITY, CALIBRATION, LONGEST, NOVELS = 0.5, 480, 32, 2000
 LOOK = 50
 
 
@@ -182,7 +182,7 @@ class Healing:
             if self.step % LOOK == 0 or self.step == self.o.steps:
                 self.facts["curve"].append((self.step, self.cosines()))
                 print(self.step, float(loss), self.facts["curve"][-1], flush=True)
-            if time.monotonic() - saved > 60 or self.step == self.o.steps:
+            if time.monotonic() - saved > 120 or self.step == self.o.steps:
                 state = {"model": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
                 torch.save(state | {"step": self.step, "facts": self.facts}, self.path.with_suffix(".new"))
                 os.replace(self.path.with_suffix(".new"), self.path)

@@ -12,7 +12,16 @@ import pytest
 from keras import layers
 
 import pumice as pm
-from pumice.keras import CompactConv, CompactDense, CompactEmbedding, Distiller, PruneCallback, compress, get_matrix
+from pumice.keras import (
+    CompactConv,
+    CompactDense,
+    CompactEmbedding,
+    Distiller,
+    PruneCallback,
+    collect,
+    compress,
+    get_matrix,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras and torch with NumPy 2
 
@@ -183,7 +192,83 @@ def test_what_does_not_fit_is_refused() -> None:
         get_matrix(model.layers[0])
 
 
-@pytest.mark.parametrize("name", ["layers", "compression", "training"])
+@pytest.mark.parametrize("name", ["collecting", "compression", "layers", "training"])
 def test_docstring_examples_run(name: str) -> None:
     module = importlib.import_module(f"pumice.keras.{name}")
     assert doctest.testmod(module).failed == 0
+
+
+def nested() -> keras.Model:
+    """Two models within a model, whose layers have equal names and shapes."""
+    keras.utils.set_random_seed(0)
+    parts = [
+        keras.Sequential([layers.Input((32,)), layers.Dense(32, name="dense"), layers.LayerNormalization()], name=name)
+        for name in ("first", "second")
+    ]
+    x = layers.Input((32,))
+    y = layers.Dense(32, name="dense")(parts[1](parts[0](x)))
+    model = keras.Model(x, layers.TimeDistributed(layers.Dense(3), name="each")(layers.Reshape((4, 8))(y)))
+    for variable in model.weights:
+        variable.assign(RNG.standard_normal(variable.shape))  # layers of one name differ, norms and biases are not 0
+    return model
+
+
+def test_layers_of_one_name_in_nested_models_keep_their_own_kernels() -> None:
+    model = nested()
+    compact, report = compress(model, "float32", activations="float32")
+    assert [t.name for t in report.tensors] == ["first/dense/kernel", "second/dense/kernel", "dense/kernel"]
+    np.testing.assert_allclose(compact.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-4, atol=1e-2)
+    assert isinstance(compact.get_layer("second").get_layer("dense"), CompactDense)
+    compact, report = compress(model, "int8", tensors={"^second/": "int4-g32"})
+    assert [t.scheme for t in report.tensors] == ["int8", "int4-g32", "int8"]
+
+
+def test_moments_are_those_of_what_kernels_meet() -> None:
+    model = nested()
+    stats = collect(model, [X[:100], X[100:]])
+    assert set(stats) == {"first/dense/kernel", "second/dense/kernel", "dense/kernel"}
+    met = np.asarray(model.get_layer("first").predict(X, verbose=0), np.float64)
+    exact = met.T @ met / len(met)
+    np.testing.assert_allclose(stats["second/dense/kernel"].mean(), exact, rtol=0, atol=1e-4 * exact.max())
+    np.testing.assert_allclose(model.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
+def test_a_convolution_meets_patches() -> None:
+    model = keras.Sequential([layers.Input((9, 7, 3)), layers.Conv2D(5, 3, strides=2, padding="same", use_bias=False)])
+    x = RNG.standard_normal((4, 9, 7, 3)).astype(np.float32)
+    (moments,) = collect(model, [x]).values()
+    kernel = model.layers[0].get_weights()[0].reshape(-1, 5).astype(np.float64)
+    energy = np.square(np.asarray(model.predict(x, verbose=0), np.float64)).sum(axis=(0, 1, 2))
+    found = np.einsum("io,ij,jo->o", kernel, moments.mean(), kernel) * moments.count
+    np.testing.assert_allclose(found, energy, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_methods_that_need_data_prune_kernels_by_it(method: str) -> None:
+    model = network()
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    first = model.layers[0].get_weights()[0].copy()
+    stats = collect(model, [X * np.linspace(0.1, 3, 32, dtype=np.float32)])
+    callback = PruneCallback(0.5, method=method, stats=stats)
+    model.fit(X, Y, verbose=0, callbacks=[callback])
+    name = f"{model.layers[0].name}/kernel"
+    expected = pm.prune(np.ascontiguousarray(first.T), 0.5, method=method, stats=stats[name])
+    np.testing.assert_array_equal(model.layers[0].get_weights()[0].T, expected)
+    np.testing.assert_array_equal(callback.masks[name], expected != 0)
+
+
+def test_what_cannot_be_collected_is_refused() -> None:
+    with pytest.raises(ValueError, match="model: expected one that is built"):
+        collect(keras.Sequential([layers.Dense(3)]), [X])
+    with pytest.raises(ValueError, match="batches: expected at least one batch, got none"):
+        collect(network(), [])
+    with pytest.raises(ValueError, match="match: expected a pattern that finds a kernel of .*, got 'conv'"):
+        collect(network(), [X], match="conv")
+    model, x = network(), X.copy()
+    x[3, 4] = np.nan
+    with pytest.raises(pm.NonFiniteError, match=r"/kernel: x: expected finite values .* got nan at index \(3, 4\)"):
+        collect(model, [x])
+    assert not any("call" in vars(layer) for layer in model.layers)
+    with pytest.raises(ValueError, match="stats: expected moments of the inputs of .* for this method, got None"):
+        model.fit(X, Y, verbose=0, callbacks=[PruneCallback(0.5, method="wanda")])

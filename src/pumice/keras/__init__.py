@@ -10,6 +10,7 @@ try:
 except ImportError as error:
     raise ImportError("pumice.keras: expected keras to be installed, got none: pip install keras") from error
 
+from pumice.keras.collecting import collect
 from pumice.keras.compression import compress, get_matrix
 from pumice.keras.layers import CompactConv, CompactDense, CompactEmbedding
 from pumice.keras.training import Distiller, PruneCallback
@@ -20,6 +21,7 @@ __all__ = [
     "CompactEmbedding",
     "Distiller",
     "PruneCallback",
+    "collect",
     "compress",
     "get_matrix",
 ]

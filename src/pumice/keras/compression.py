@@ -32,8 +32,8 @@ def compress(
     """A copy of a model with compact Dense, Embedding, Conv1D and Conv2D layers.
 
     The copy predicts, saves as ``.keras`` and loads (import `pumice.keras` before). What happens to which kernel is
-    decided by the rules of `pumice.convert`, in which the kernel of a layer is called ``dense_1.weight``. Embeddings
-    become per-row int8 under integer schemes, as there.
+    decided by the rules of `pumice.convert`, in which the kernel of a layer is called ``dense_1.weight``, and of one in
+    a model within the model ``encoder/dense_1.weight``. Embeddings become per-row int8 under integer schemes, as there.
 
     Parameters
     ----------
@@ -66,13 +66,13 @@ def compress(
     check_choice("activations", activations, ACTIVATIONS)
     if not model.built:
         raise ValueError("model: expected one that is built (call it, or model.build(shape)), got one that is not")
-    if not isinstance(model, keras.Sequential | keras.src.models.functional.Functional):
+    if not _is_model(model):
         raise ValueError(f"model: expected a Sequential or functional model, got a {type(model).__name__}")
     plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
     found = dict(kernels(model))
     infos = {_weight_name(name): TensorInfo(w.shape, "F32", w.nbytes) for name, (_, w) in found.items()}
     treatments = plan.plan(infos)
-    made: dict[str, CompactArray] = {}
+    made: dict[int, CompactArray] = {}  # by the identity of the layer: names repeat in models within models
     reports = []
     for name, (layer, w) in found.items():
         treatment = treatments[_weight_name(name)]
@@ -80,14 +80,19 @@ def compress(
             reports.append(TensorReport(name, w.shape, "F32", w.nbytes, w.nbytes, why=treatment.why))
             continue
         array = compress_array(w, treatment.scheme)
-        made[layer.name] = array
+        made[id(layer)] = array
         error = relative_error(w, array.to_dense())
         reports.append(TensorReport(name, w.shape, array.scheme, w.nbytes, array.nbytes, error, treatment.why))
-    copy = keras.models.clone_model(model, clone_function=lambda layer: _clone(layer, made, activations))
-    for layer, new in zip(
-        model._flatten_layers(include_self=False), copy._flatten_layers(include_self=False), strict=True
-    ):
-        if layer.name not in made and layer.weights and not getattr(layer, "layers", None):
+    pairs: list[tuple[Any, Any]] = []
+
+    def clone(layer: Any) -> Any:
+        new = _clone(layer, made.get(id(layer)), activations)
+        pairs.append((layer, new))
+        return new
+
+    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    for layer, new in pairs:
+        if id(layer) not in made and getattr(layer, "weights", None):  # operations have none
             new.set_weights(layer.get_weights())
     return copy, Report(model.name, copy.name, tuple(reports))
 
@@ -97,15 +102,28 @@ def _weight_name(name: str) -> str:
     return name.rpartition("/")[0] + ".weight"
 
 
-def kernels(model: keras.Model) -> Iterator[tuple[str, tuple[Any, np.ndarray[Any, Any]]]]:
-    """(name, (layer, matrix)) of each kernel that a layer here can hold; matrices are (outputs, inputs)."""
-    for layer in model._flatten_layers(include_self=False):
+def kernels(model: Any, within: str = "") -> Iterator[tuple[str, tuple[Any, np.ndarray[Any, Any]]]]:
+    """(name, (layer, matrix)) of each kernel that a layer here can hold; matrices are (outputs, inputs).
+
+    Models within the model come before the names of their layers: ``encoder/dense/kernel``. What other layers wrap
+    is theirs.
+    """
+    seen: set[int] = set()
+    for layer in model.layers:
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        if _is_model(layer):
+            yield from kernels(layer, f"{within}{layer.name}/")
+            continue
         matrix = _matrix(layer)
         if matrix is not None:
-            yield (
-                f"{layer.name}/{'embeddings' if isinstance(layer, keras.layers.Embedding) else 'kernel'}",
-                (layer, matrix),
-            )
+            kind = "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
+            yield f"{within}{layer.name}/{kind}", (layer, matrix)
+
+
+def _is_model(layer: Any) -> bool:
+    return isinstance(layer, keras.Sequential | keras.src.models.functional.Functional)
 
 
 def _matrix(layer: Any) -> np.ndarray[Any, Any] | None:
@@ -122,8 +140,7 @@ def _matrix(layer: Any) -> np.ndarray[Any, Any] | None:
     return np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]).T)
 
 
-def _clone(layer: Any, made: Mapping[str, CompactArray], activations: str) -> Any:
-    array = made.get(layer.name)
+def _clone(layer: Any, array: CompactArray | None, activations: str) -> Any:
     if array is None:
         return layer.__class__.from_config(layer.get_config())
     if isinstance(layer, keras.layers.Embedding):

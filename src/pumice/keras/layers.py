@@ -110,6 +110,24 @@ class CompactDense(_Product):
         return (*shape[:-1], self.matrix_shape[0])
 
 
+def patches(x: Any, conv: Mapping[str, Any]) -> Any:
+    """What each output of a convolution is a product with: (batch, height, width, kernel sizes * channels).
+
+    A line is a plane of height 1.
+    """
+    line = len(conv["kernel_size"]) == 1
+    plane = ops.expand_dims(x, 1) if line else x
+    lift = (lambda pair: (1, *pair)) if line else tuple
+    size, strides, rates = (lift(conv[key]) for key in ("kernel_size", "strides", "dilation_rate"))
+    if conv["padding"] == "causal":
+        plane = ops.pad(plane, [[0, 0], [0, 0], [rates[1] * (size[1] - 1), 0], [0, 0]])
+    padding = "valid" if conv["padding"] == "causal" else conv["padding"]
+    rate = rates[0] if rates[0] == rates[1] or not line else rates[1]
+    return ops.image.extract_patches(
+        plane, size, strides=strides, dilation_rate=rate, padding=padding, data_format="channels_last"
+    )
+
+
 @keras.saving.register_keras_serializable("pumice")
 class CompactConv(_Product):
     """`keras.layers.Conv1D` or `Conv2D` of one group, channels last: patches of x are rows of a product."""
@@ -119,19 +137,8 @@ class CompactConv(_Product):
         self.conv = dict(conv)  # kernel_size, strides, padding, dilation_rate
 
     def call(self, x: Any) -> Any:
-        line = len(self.conv["kernel_size"]) == 1
-        plane = ops.expand_dims(x, 1) if line else x
-        lift = (lambda pair: (1, *pair)) if line else tuple
-        size, strides, rates = (lift(self.conv[key]) for key in ("kernel_size", "strides", "dilation_rate"))
-        if self.conv["padding"] == "causal":
-            plane = ops.pad(plane, [[0, 0], [0, 0], [rates[1] * (size[1] - 1), 0], [0, 0]])
-        padding = "valid" if self.conv["padding"] == "causal" else self.conv["padding"]
-        patches = ops.image.extract_patches(
-            plane, size, strides=strides, dilation_rate=rates[0] if rates[0] == rates[1] or not line else rates[1],
-            padding=padding, data_format="channels_last",
-        )  # fmt: skip
-        y = self._multiply(patches)
-        return ops.squeeze(y, 1) if line else y
+        y = self._multiply(patches(x, self.conv))
+        return ops.squeeze(y, 1) if len(self.conv["kernel_size"]) == 1 else y
 
     def compute_output_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
         lengths = []

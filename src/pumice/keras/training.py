@@ -13,7 +13,9 @@ from keras import ops
 
 from pumice.keras.compression import kernels
 from pumice.pruning import prune
+from pumice.pruning.base import PRUNERS
 from pumice.pruning.schedule import cubic_sparsity
+from pumice.statistics import CalibrationStats
 
 
 class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -31,6 +33,8 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
         Regular expression that finds kernels by their path, such as ``"dense"``.
     pattern, method, scope
         As in `pumice.prune`, of the matrices (outputs, inputs).
+    stats : CalibrationStats, optional
+        Of `pumice.keras.collect`: for ``"wanda"`` and ``"sparsegpt"``.
 
     Examples
     --------
@@ -44,7 +48,8 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(
         self, sparsity: float, *, stop: int = 0, start: int = 0, every: int = 1, match: str = "",
-        pattern: str | None = None, method: str = "magnitude", scope: str = "layer",
+        pattern: str | None = None, method: str = "magnitude", scope: str | None = None,
+        stats: CalibrationStats | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not 0 <= sparsity <= 1:
@@ -52,7 +57,7 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if not 0 <= start <= stop or every < 1:
             raise ValueError(f"stop: expected 0 <= start <= stop and every >= 1, got {start}, {stop}, {every}")
         self.sparsity, self.start, self.stop, self.every, self.match = sparsity, start, stop, every, match
-        self._how: dict[str, Any] = {"pattern": pattern, "method": method, "scope": scope}
+        self._how: dict[str, Any] = {"pattern": pattern, "method": method, "scope": scope, "stats": stats}
         self.masks: dict[str, np.ndarray[Any, Any]] = {}
         self._step = 0
 
@@ -82,8 +87,11 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _prune(self, sparsity: float) -> None:
         chosen = self._chosen()
-        _, masks = prune({name: w for name, (_, w) in chosen.items()}, sparsity, return_mask=True, **self._how)
+        pruned, masks = prune({name: w for name, (_, w) in chosen.items()}, sparsity, return_mask=True, **self._how)
         for name, mask in masks.items():
+            if PRUNERS[self._how["method"]].solve is not None:  # what stays has changed, too
+                variable, turned = _variable(chosen[name][0], pruned[name])
+                variable.assign(turned)
             self.masks[name] = mask & self.masks.get(name, np.True_)
         self._hold()
 
@@ -91,9 +99,8 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if not self.masks:
             return
         for name, (layer, _) in self._chosen().items():
-            variable = layer.embeddings if isinstance(layer, keras.layers.Embedding) else layer.kernel
-            mask = self.masks[name] if isinstance(layer, keras.layers.Embedding) else self.masks[name].T
-            keep = ops.convert_to_tensor(mask.reshape(variable.shape).astype(np.float32))
+            variable, mask = _variable(layer, self.masks[name])
+            keep = ops.convert_to_tensor(mask.astype(np.float32))
             variable.assign(variable * ops.cast(keep, variable.dtype))
             for slot in self._slots(variable):
                 slot.assign(slot * ops.cast(keep, slot.dtype))
@@ -104,6 +111,13 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
         for slot in [] if optimizer is None else optimizer.variables:
             if slot.path.split("/", 1)[-1].startswith(variable.path.replace("/", "_")) and slot.shape == variable.shape:
                 yield slot
+
+
+def _variable(layer: Any, matrix: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, Any]]:
+    """The weight of a layer, and a matrix (outputs, inputs) in its shape."""
+    if isinstance(layer, keras.layers.Embedding):
+        return layer.embeddings, matrix
+    return layer.kernel, matrix.T.reshape(layer.kernel.shape)
 
 
 class Distiller(keras.Model):  # type: ignore[misc]
