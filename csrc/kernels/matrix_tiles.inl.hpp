@@ -17,10 +17,11 @@ namespace {
 namespace below = PUMICE_ISA_BELOW;
 
 constexpr int64_t kMatrixRows = 16;   // of x in a tile
-constexpr int64_t kMatrixBatch = 16;  // from here on a matrix unit is faster
+constexpr int64_t kMatrixBatch = 16;  // from here on a matrix unit is faster, with one digit and one segment a block
 
 void choose_tiles(QuantizedTiles& a, int bits, bool two_digits) {
-  a.matrix = a.batch >= kMatrixBatch;
+  // Digits are what it saves; the float sums of each segment it does not.
+  a.matrix = a.batch >= kMatrixBatch / (two_digits ? 2 : 1) * (kBlock / a.segment);
   if (!a.matrix) return below::kTable.choose_tiles(a, bits, two_digits);
   a.height = ceil_div(a.batch, ceil_div(a.batch, kMatrixRows));
 }
