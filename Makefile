@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert a language model and a sentence encoder to int8, int4 ... and run them from the compact files"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-arm       the C++ self-tests on an emulated arm64 (needs qemu-user and g++-aarch64-linux-gnu)"
 	@echo "make test-torch     the tests of pumice.torch (.venv-torch: torch and transformers, a few minutes to install)"
 	@echo "make test-keras     the tests of pumice.keras on the torch backend (.venv-torch)"
+	@echo "make test-keras-jax test-keras-tensorflow  the same on these backends (.venv-jax, .venv-tensorflow)"
 	@echo "make test-sklearn   the tests of pumice.sklearn"
 	@echo "make interop      our files in transformers and compressed-tensors (.venv-interop: torch too, a few minutes to install)"
 	@echo "make lint         ruff and mypy --strict"
@@ -110,6 +111,15 @@ test-keras: $(TORCH)/torch
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/with-test $(TORCH)/with-keras
 	@echo "== running the tests of pumice.keras on its torch backend"
 	@KERAS_BACKEND=torch $(TORCH)/bin/python -m pytest -q tests/keras
+
+# Each of the other backends is large and has an environment of its own.
+test-keras-jax: KERAS_PACKAGE := jax
+test-keras-tensorflow: KERAS_PACKAGE := tensorflow-cpu
+test-keras-jax test-keras-tensorflow: test-keras-%: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=.venv-$* .venv-$*/with-test .venv-$*/with-keras
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(KERAS_PACKAGE)
+	@echo "== running the tests of pumice.keras on its $* backend"
+	@KERAS_BACKEND=$* .venv-$*/bin/python -m pytest -q tests/keras
 
 test-sklearn: $(VENV)/with-test $(VENV)/with-sklearn
 	@$(BIN)/python -m pytest -q tests/sklearn
@@ -231,4 +241,4 @@ huge: $(VENV)/with-test
 	@$(BIN)/python -m pytest -q -m huge
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(ALGORITHMS) $(TORCH) $(INTEROP) $(INTEROP_GGUF) build dist
+	rm -rf $(VENV) $(PEERS) $(ALGORITHMS) $(TORCH) .venv-jax .venv-tensorflow $(INTEROP) $(INTEROP_GGUF) build dist

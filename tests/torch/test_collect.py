@@ -147,7 +147,7 @@ def test_models_of_other_dtypes_are_collected_in_float32(dtype: torch.dtype) -> 
 
 def test_what_does_not_fit_is_refused_and_leaves_no_hooks() -> None:
     model = network()
-    with pytest.raises(ValueError, match="batches: expected at least one batch, got none"):
+    with pytest.raises(ValueError, match="batches: expected at least one batch that reaches a layer, got none"):
         collect(model, [])
     with pytest.raises(ValueError, match="match: expected a pattern that finds the name of a weight, got 'fc'"):
         collect(model, [torch.randn(4, 16)], match="fc")

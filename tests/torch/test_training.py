@@ -194,6 +194,15 @@ def test_mappings_tuples_and_objects_with_logits_serve_as_models() -> None:
     assert distiller.step((x, torch.ones(4))) == pytest.approx(0, abs=1e-2)
 
 
+def test_a_training_that_is_taken_up_again_goes_on_with_its_schedule() -> None:
+    whole, again = (GradualPruning(prune_(network(), 0.0), 0.8, end=10) for _ in range(2))
+    for _ in range(8):
+        whole.step()
+    again.skip(7)
+    again.step()
+    assert again.masks.density == whole.masks.density < 1
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"match: expected a pattern .* got '3.weight' \(near"):
@@ -202,6 +211,10 @@ def test_what_does_not_fit_is_refused() -> None:
         prune_(model, 1.5)
     with pytest.raises(ValueError, match="model: expected Linear or Conv layers"):
         prune_(nn.ReLU(), 0.5)
+    with pytest.raises(ValueError, match="0.weight: expected a weight on the CPU, got one on meta"):
+        prune_(nn.Sequential(nn.Linear(4, 4, device="meta")), 0.5)
+    with pytest.raises(TypeError, match="0.weight: expected one of .*, got torch.complex64"):
+        prune_(nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), 0.5)
     with pytest.raises(ValueError, match="final: expected 0 <= initial <= final <= 1"):
         GradualPruning(prune_(model, 0.0), 1.5, end=3)
     with pytest.raises(ValueError, match="end: expected 0 <= begin < end"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pumice.pruning import Masks, cubic_sparsity, prune
 from pumice.pruning.base import PRUNERS
 from pumice.statistics import CalibrationStats
-from pumice.torch.layers import dense, matching, parameter
+from pumice.torch.layers import dense, info, matching, parameter
 
 
 class HeldMasks:
@@ -135,7 +135,8 @@ def prune_(
     Raises
     ------
     ValueError
-        A pattern that finds no weight, a sparsity out of range, no moments of a weight where the method needs them.
+        A pattern that finds no weight, a sparsity out of range, no moments of a weight where the method needs them,
+        a weight on another device.
 
     Examples
     --------
@@ -145,7 +146,10 @@ def prune_(
     <HeldMasks of 1 weights, density 0.25>
     """
     how = {"method": method, "pattern": pattern, "scope": scope, "stats": stats, "seed": seed}
-    masks = HeldMasks(matching(model, match), how)
+    layers = matching(model, match)
+    for name, layer in layers.items():
+        info(name, parameter(layer))  # raises where a weight is none that we can read
+    masks = HeldMasks(layers, how)
     try:
         masks.prune(sparsity)
     except Exception:
