@@ -73,6 +73,8 @@ def cases() -> dict[str, dict[str, Any]]:
         for method in ("nearest", "gptq"):
             found[f"int{bits}-g64, {method}"] = {"scheme": f"int{bits}-g64", "method": method}
         if bits == 4:
+            asked = {"scheme": "int4-g64", "method": "gptq", "act_order": True}
+            found["int4-g64, gptq act_order"] = asked
             found |= pruned("bitmask", "0.5")
         if bits == 3:
             found |= pruned("2:4")
