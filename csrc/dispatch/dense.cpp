@@ -52,13 +52,25 @@ void scale_rows(const float* sums, int64_t batch, int64_t rows, const float* sca
 }  // namespace
 
 void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept {
-  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, low, high); });
+  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, kernels().range_of, low, high); });
+}
+
+int64_t first_nonfinite(const float* values, int64_t count) noexcept {
+  return formats::first_nonfinite(values, count, kernels().all_finite);
 }
 
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
             formats::Groups g, uint8_t* packed) noexcept {
   on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
-          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, packed); });
+          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, kernels().encode_run, packed); });
+}
+
+void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal) noexcept {
+  on_pool(rows, 1, rows * cols * 8, [&](Range r) {
+    for (int64_t row = r.begin; row < r.end; ++row) {
+      kernels().row_energy(exact + row * cols, decoded + row * cols, cols, noise + row, signal + row);
+    }
+  });
 }
 
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,

@@ -25,6 +25,7 @@ from typing import IO
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 LEDGER = re.compile(r"\.pumice\.([0-9a-f]{12})\.tmp")
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 Staged = tuple[Path, str]
@@ -77,6 +78,20 @@ class Publication:
             os.fsync(out.fileno())
         return path, name
 
+    def adopt(self, path: Path, name: str) -> Staged:
+        """Stage a finished file, which keeps its own name where links can be made: a kill while files are published
+        must not cost it."""
+        place = self.folder / name
+        staged = place.with_name(f".{place.name}.{secrets.token_hex(3)}.{self._token}.tmp")
+        self._list(staged, None)
+        try:
+            os.link(path, staged)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.replace(path, staged)
+        return staged, name
+
     def publish(self, weights: list[Staged], beside: list[Staged], *, whole: bool) -> None:
         """Give staged files their names, within `exclusive`: those `beside` the weights first.
 
@@ -84,7 +99,7 @@ class Publication:
         the folder, those of before are to go.
         """
         last, name = weights[-1]
-        for old in sorted(_weights(self.folder)) if whole else ():
+        for old in sorted(weights_in(self.folder)) if whole else ():
             self._list(self.folder / old, _inode(self.folder / old) or 0)
         for path, final in beside:
             os.replace(path, self.folder / final)
@@ -94,11 +109,11 @@ class Publication:
             for path, final in weights[:-1]:
                 os.replace(path, self.folder / final)
         if beside or name == INDEX:  # what the last rename makes visible must be there after a power cut, too
-            _sync({(self.folder / final).parent for _, final in beside} | {self.folder})
+            sync_folders({(self.folder / final).parent for _, final in beside} | {self.folder})
         os.replace(last, self.folder / name)
         if name == INDEX:
             (self.folder / SINGLE).unlink(missing_ok=True)
-        _sync({self.folder})
+        sync_folders({self.folder})
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """No other writer sweeps the folder, chooses names or publishes meanwhile."""
@@ -168,7 +183,7 @@ def write_all(out: IO[bytes], data: bytes | memoryview) -> None:
 def _clean(ledger: Path) -> None:
     """The one rule: what the ledger lists goes, unless it is in use or no longer the file that was meant."""
     folder = ledger.parent
-    used = _weights(folder)
+    used = weights_in(folder)
     for name, inode in _listed(ledger):
         if name not in used and inode in (None, _inode(folder / name)):
             (folder / name).unlink(missing_ok=True)
@@ -185,7 +200,7 @@ def _listed(ledger: Path) -> Iterator[tuple[str, int | None]]:
                 yield name, inode
 
 
-def _weights(folder: Path) -> set[str]:
+def weights_in(folder: Path) -> set[str]:
     """The names of the files that a reader of the folder goes to; without the shards if the index is broken."""
     if _inode(folder / SINGLE) is not None:
         return {SINGLE}
@@ -227,7 +242,8 @@ def _lock(fd: int, how: int) -> None:
             raise
 
 
-def _sync(folders: Iterable[Path]) -> None:
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Bring the names in some folders to the disk."""
     for folder in sorted(folders):
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -14,8 +14,8 @@ from pumice.checkpoint.publication import Publication
 from pumice.conversion import Progress
 from pumice.errors import near, printable
 
-DONE, FAILED, USAGE, BAD_DATA, IO_ERROR, INTERRUPTED = 0, 1, 2, 65, 74, 130
-EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 130 interrupted"
+DONE, FAILED, USAGE, BAD_DATA, IO_ERROR, RETRY, INTERRUPTED = 0, 1, 2, 65, 74, 75, 130
+EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 75 busy, or --resume, 130 interrupted"
 
 
 def add_command(
@@ -77,14 +77,22 @@ class Display:
             return None
         try:
             from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
             from rich.progress import Progress as Bar
         except ImportError:
             return _Lines()
-        bar = Bar(console=Console(stderr=True), transient=True)
+        columns = (
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task("reading", total=None)
         bar.start()
         self._close = bar.stop
-        return lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+        return lambda name, done, total: bar.update(task, description=name, completed=done, total=total, refresh=True)
 
     def __exit__(self, *error: object) -> None:
         self._close()
