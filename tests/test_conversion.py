@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pumice as pm
-from pumice import conversion
+from pumice.conversion import plan
 
 RNG = np.random.default_rng(3)
 SCHEMES = [
@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> Path:
 def test_row_chunks_give_what_whole_tensors_give(
     scheme: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)  # the smallest chunks there are
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)  # the smallest chunks there are
     target = tmp_path / "target.safetensors"
     report = pm.convert(source, target, scheme)
     before, after = pm.load(source), pm.load(target)
@@ -69,7 +69,7 @@ def test_row_chunks_give_what_whole_tensors_give(
 def test_the_chunk_size_does_not_change_a_byte(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = set()
     for size in (1, 1 << 11, 5000, 1 << 14, 1 << 30):
-        monkeypatch.setattr(conversion, "CHUNK_BYTES", size)
+        monkeypatch.setattr(plan, "CHUNK_BYTES", size)
         target = tmp_path / f"{size}.safetensors"
         pm.convert(source, target, "int4-g32-asym")
         digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
@@ -79,7 +79,7 @@ def test_the_chunk_size_does_not_change_a_byte(source: Path, tmp_path: Path, mon
 def test_a_late_chunk_that_needs_float32_scales_widens_them_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     w = RNG.standard_normal((96, 32)).astype(np.float32)
     w[90] *= 1e-9  # its float16 scale would be subnormal
     pm.save(tmp_path / "a.safetensors", {"x.weight": w, "y.weight": w[:32]})
@@ -91,7 +91,7 @@ def test_a_late_chunk_that_needs_float32_scales_widens_them_all(
 
 
 def test_in_axis_0_stores_the_transpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     kernel = RNG.standard_normal((48, 100)).astype(np.float32)
     pm.save(tmp_path / "a.safetensors", {"dense/kernel": kernel})
     recipe = pm.Recipe.parse('[[rule]]\nmatch = "kernel"\nscheme = "int8"\nin_axis = 0')
@@ -260,9 +260,9 @@ def test_memory_stays_near_a_chunk(tmp_path: Path) -> None:
     script = f"""
 import resource, sys
 import numpy as np, pumice as pm
-from pumice import conversion
+from pumice.conversion import plan
 from pumice.checkpoint import SafetensorsWriter, TensorInfo
-conversion.CHUNK_BYTES = 4 << 20
+plan.CHUNK_BYTES = 4 << 20
 path = sys.argv[1]
 with SafetensorsWriter(path + "/a.safetensors") as writer:
     writer.begin("big.weight", TensorInfo(({rows}, 1024), "F32"))

@@ -152,7 +152,7 @@ def test_explain_knows_both_kernels_and_what_they_cost() -> None:
 
 
 def test_a_checkpoint_is_converted_to_sums_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pumice.conversion.CHUNK_BYTES", 4 * 256 * 32)
+    monkeypatch.setattr("pumice.conversion.plan.CHUNK_BYTES", 4 * 256 * 32)
     (tmp_path / "a").mkdir()
     pm.save(tmp_path / "a" / "model.safetensors", {"fc.weight": W})
     (tmp_path / "a" / "config.json").write_text("{}")

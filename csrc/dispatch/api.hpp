@@ -27,6 +27,7 @@ const char* compiler() noexcept;
 void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept;
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
             formats::Groups g, uint8_t* packed) noexcept;
+void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal) noexcept;
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
             formats::Groups g, uint8_t flip, float* w) noexcept;
 void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes) noexcept;

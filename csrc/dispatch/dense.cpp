@@ -58,7 +58,15 @@ void group_range(const float* w, int64_t rows, formats::Groups g, float* low, fl
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
             formats::Groups g, uint8_t* packed) noexcept {
   on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
-          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, packed); });
+          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, kernels().encode_run, packed); });
+}
+
+void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal) noexcept {
+  on_pool(rows, 1, rows * cols * 8, [&](Range r) {
+    for (int64_t row = r.begin; row < r.end; ++row) {
+      kernels().row_energy(exact + row * cols, decoded + row * cols, cols, noise + row, signal + row);
+    }
+  });
 }
 
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,

@@ -189,7 +189,7 @@ void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* lo
 }
 
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, Groups g, int64_t begin,
-            int64_t end, uint8_t* packed) noexcept {
+            int64_t end, EncodeRun run_of, uint8_t* packed) noexcept {
   const int middle = minima ? 0 : 1 << (g.bits - 1);
   const float top = static_cast<float>((1 << g.bits) - 1);
   const int64_t bytes = row_bytes(g.cols, g.bits);
@@ -210,10 +210,8 @@ void encode(const float* w, const float* scales, const uint8_t* zeros, const flo
           i = run;
           continue;
         }
-        for (; i < run; ++i) {
-          const float code = nearest_code(w[row * g.cols + i], scale, zero, minimum, top);
-          codes[i - k] = static_cast<uint8_t>(static_cast<int>(code));
-        }
+        run_of(w + row * g.cols + i, run - i, scale, zero, minimum, top, codes + (i - k));
+        i = run;
       }
       pack_strip(codes, stop - k, g.bits, out + k * g.bits / 8);
     }

@@ -39,9 +39,12 @@ struct Groups {
 
 void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* low, float* high) noexcept;
 
+// The kernel encode_run: codes of weights that share a scale.
+using EncodeRun = void (*)(const float* w, int64_t count, float scale, float zero, float minimum, float top, uint8_t* codes);
+
 // zeros and minima may be null: every zero is then 2^(bits-1), or 0 with minima, which exclude zeros.
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, Groups g, int64_t begin,
-            int64_t end, uint8_t* packed) noexcept;
+            int64_t end, EncodeRun run_of, uint8_t* packed) noexcept;
 // The same of `count` values of one group with the symmetric zero, less that zero: 0 is the code of 0.
 void signed_codes(const float* values, int64_t count, float scale, int bits, int8_t* codes) noexcept;
 void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, Groups g, uint8_t flip,

@@ -1,4 +1,5 @@
 // Included last by isa/<isa>.cpp: all kernels, then the table of this ISA, its only symbol.
+#include "kernels/encode.inl.hpp"
 #include "kernels/matmul_f32_bitmask.inl.hpp"
 #include "kernels/matmul_f32_csr.inl.hpp"
 #include "kernels/matmul_f32_half.inl.hpp"

@@ -24,6 +24,22 @@ class NonFiniteError(PumiceError):
     """A weight holds a NaN or an infinity."""
 
 
+class BusyError(PumiceError):
+    """Another conversion writes to the same place."""
+
+
+class ResumeError(PumiceError):
+    """An unfinished conversion that is there cannot go on so: its source, recipe or version was another."""
+
+
+class SourceChangedError(PumiceError):
+    """A file that is converted changed, or vanished, while it was read."""
+
+
+class ToleranceError(PumiceError):
+    """Weights err more than was allowed."""
+
+
 class FormatError(PumiceError):
     """A file, or the parts of an array, that break a rule of their format.
 

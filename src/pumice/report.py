@@ -56,7 +56,7 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All tensors of a conversion, and its totals."""
+    """All tensors of a conversion, and its totals; of a dry run `seconds` and `memory` (bytes) are what to expect."""
 
     source: str
     target: str
@@ -64,6 +64,7 @@ class Report:
     seconds: float = 0.0
     copied: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    memory: int | None = None
 
     @property
     def nbytes_before(self) -> int:

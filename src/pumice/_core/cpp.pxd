@@ -173,6 +173,7 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     void group_range(const float* w, int64_t rows, Groups g, float* low, float* high)
     void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows, Groups g,
                 uint8_t* packed)
+    void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal)
     void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
                 Groups g, uint8_t flip, float* w)
     void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 F32: TypeAlias = NDArray[np.float32]
+F64: TypeAlias = NDArray[np.float64]
 Scales: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
 U8: TypeAlias = NDArray[np.uint8]
 
@@ -26,6 +27,9 @@ def first_nonfinite(values: F32) -> int:
 
 def group_range(w: F32, group: int) -> tuple[F32, F32]:
     """Minimum and maximum of each group of each row: two (rows, groups) arrays."""
+
+def row_energies(exact: F32, decoded: F32) -> tuple[F64, F64]:
+    """Of each row the sum of squares of exact - decoded, and that of exact, in float64: two (rows,) arrays."""
 
 def encode_int(w: F32, scales: F32, zeros: U8 | None, bits: int, group: int, minima: F32 | None = None) -> U8:
     """Packed codes (rows, row_bytes): clip(zero + rint(w / scale), 0, 2^bits - 1); code = zero where scale is 0.

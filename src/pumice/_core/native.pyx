@@ -87,6 +87,17 @@ def group_range(const float[:, ::1] w not None, int64_t group):
     return low_array, high_array
 
 
+def row_energies(const float[:, ::1] exact not None, const float[:, ::1] decoded not None):
+    cdef int64_t rows = exact.shape[0], cols = exact.shape[1]
+    check_shape("decoded", (rows, cols), (decoded.shape[0], decoded.shape[1]))
+    noise_array, signal_array = np.zeros(rows, np.float64), np.zeros(rows, np.float64)
+    cdef double[::1] noise = noise_array, signal = signal_array
+    if rows and cols:
+        with nogil:
+            cpp.row_energies(&exact[0, 0], &decoded[0, 0], rows, cols, &noise[0], &signal[0])
+    return noise_array, signal_array
+
+
 cdef int check_offsets(zeros, minima, tuple per_group) except -1:
     if zeros is not None and minima is not None:
         raise ValueError("minima: expected None beside zeros, got an array")

@@ -116,6 +116,10 @@ class Reader(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors; empty for one read from memory."""
 
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """The files that hold an array."""
+        return self.files
+
     @property
     def conventions(self) -> Mapping[str, int]:
         """How many arrays consist of several tensors, by the name of the convention that says so."""
@@ -138,8 +142,8 @@ class Reader(ABC):
         """The whole array: an ndarray (as `rows` widens it; a read-only view where it can be) or a CompactArray."""
 
     @abstractmethod
-    def raw(self, name: str) -> memoryview:
-        """The bytes of one tensor as the file has them. Also takes the tensor names of parts."""
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """Bytes [start, stop) of one tensor as the file has them. Also takes the tensor names of parts."""
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) along axis 0: (stop - start, ...).

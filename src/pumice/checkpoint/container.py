@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,11 @@ class Container(ABC):
     def where(self, name: str) -> str:
         """The file that holds a tensor, for messages."""
         return self._shard_of[name].name
+
+    def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
+        """The files that hold some tensors, in the order of `files`."""
+        paths = {self._shard_of[name].path for name in names}
+        return tuple(file for file in self.files if file in paths)
 
     @cached_property
     def _shard_of(self) -> Mapping[str, Shard]:

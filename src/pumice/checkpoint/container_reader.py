@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pumice.checkpoint.base import Json, Reader, TensorInfo
 from pumice.checkpoint.container import Container
 from pumice.checkpoint.conventions import CONVENTIONS, Found
-from pumice.checkpoint.dtypes import widen
+from pumice.checkpoint.dtypes import float32_of, widen
 from pumice.checkpoint.source import Buffer
 from pumice.errors import FormatError
 from pumice.layouts import CompactArray
@@ -104,13 +104,17 @@ class ContainerReader(Reader):
             where = self.container.where(found.tensors[0])
             raise FormatError(where, name, error.rule, error.got, error.hint) from error
 
-    def raw(self, name: str) -> memoryview:
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        tensors = self._found[name].tensors if name in self._found else (name,)
+        return self.container.files_of(tensors)
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         if name not in self._found or name in self.container.entries:
-            return self.container.raw(name)
+            return self.container.raw(name, start, stop)
         value = self._stored(name)
         if isinstance(value, CompactArray):
             raise KeyError(f"name: expected a tensor, got {name!r}, which consists of several: see its parts")
-        return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data.toreadonly()
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint8)[start:stop].data.toreadonly()
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         if name not in self._found:
@@ -124,7 +128,7 @@ class ContainerReader(Reader):
             if isinstance(rows, CompactArray):
                 return rows.decode_rows(start, stop).reshape(stop - start, *rows.shape[1:])
             values = rows[start:stop] if rows.ndim else rows[None]
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return float32_of(values) if values.dtype == np.float16 else values
 
     def close(self) -> None:
         self._last = "", None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice._core import native
 from pumice.values.minifloat import minifloat_values
 
 
@@ -62,6 +63,11 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return name
 
 
+def float32_of(halves: NDArray[Any], bfloat16: bool = False) -> NDArray[np.float32]:
+    """float16, or uint16 patterns of bfloat16, as float32."""
+    return native.decode_halves(np.ascontiguousarray(halves).view(np.uint16), bfloat16)
+
+
 def widen(stored: NDArray[Any], name: str) -> NDArray[Any]:
     """Stored patterns -> values: what NumPy lacks (BF16, F8) becomes float32, exactly; the rest stays.
 
@@ -75,7 +81,5 @@ def widen(stored: NDArray[Any], name: str) -> NDArray[Any]:
         values: NDArray[Any] = minifloat_values(*minifloat)[stored]
         return values
     if name == "BF16":
-        wide = stored.astype(np.uint32)
-        wide <<= np.uint32(16)
-        return wide.view(np.float32)
+        return float32_of(stored, bfloat16=True)
     return stored

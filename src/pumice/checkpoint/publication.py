@@ -25,6 +25,7 @@ from typing import IO
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 LEDGER = re.compile(r"\.pumice\.([0-9a-f]{12})\.tmp")
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 Staged = tuple[Path, str]
@@ -76,6 +77,20 @@ class Publication:
             out.flush()
             os.fsync(out.fileno())
         return path, name
+
+    def adopt(self, path: Path, name: str) -> Staged:
+        """Stage a finished file, which keeps its own name where links can be made: a kill while files are published
+        must not cost it."""
+        place = self.folder / name
+        staged = place.with_name(f".{place.name}.{secrets.token_hex(3)}.{self._token}.tmp")
+        self._list(staged, None)
+        try:
+            os.link(path, staged)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.replace(path, staged)
+        return staged, name
 
     def publish(self, weights: list[Staged], beside: list[Staged], *, whole: bool) -> None:
         """Give staged files their names, within `exclusive`: those `beside` the weights first.

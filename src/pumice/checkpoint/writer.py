@@ -7,11 +7,12 @@ order, behind a finished header. Nothing is visible before `commit` publishes th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +37,7 @@ class _Tensor:
 
     name: str
     dtype: str
-    extents: list[tuple[int, int]] = field(default_factory=list)  # offset in the spool, length
+    extents: list[tuple[Path | None, int, int]] = field(default_factory=list)  # a file (None: the spool), offset, length
     nbytes: int = 0
     rows: int = 0
     row_shape: tuple[int, ...] | None = None
@@ -46,15 +47,18 @@ class _Tensor:
     def shape(self) -> tuple[int, ...]:
         return (self.rows, *(self.row_shape or ()))
 
-    def append(self, spool: IO[bytes], data: memoryview) -> None:
-        offset = spool.tell()
-        spool.write(data)
+    def append(self, spool: IO[bytes], data: memoryview, place: tuple[Path, int] | None = None) -> None:
+        if place is None:
+            file, offset = None, spool.tell()
+            spool.write(data)
+        else:
+            file, offset = place
         self.digest.update(data)
         self.nbytes += len(data)
-        if self.extents and sum(self.extents[-1]) == offset:
-            self.extents[-1] = (self.extents[-1][0], self.extents[-1][1] + len(data))
+        if self.extents and self.extents[-1][0] == file and sum(self.extents[-1][1:]) == offset:
+            self.extents[-1] = (file, self.extents[-1][1], self.extents[-1][2] + len(data))
         else:
-            self.extents.append((offset, len(data)))
+            self.extents.append((file, offset, len(data)))
 
 
 @dataclass
@@ -170,7 +174,9 @@ class SafetensorsWriter(Writer):
         self._current = _Array(name, info, tensors, self._spool, {})
         self.note(**info.notes)
 
-    def write(self, part: str, block: Block) -> None:
+    def write(self, part: str, block: Block, place: tuple[Path, int] | None = None) -> None:
+        """As `Writer.write`. `place` is a file, and the offset in it, where the block is already: it is read from there
+        once the shard is written, and must stay until then."""
         array = self._open_array()
         if part not in array.tensors:
             raise ValueError(f"part: expected one of {sorted(array.tensors)}, got {part!r}")
@@ -190,7 +196,7 @@ class SafetensorsWriter(Writer):
             tensor.row_shape = block.shape[1:]
             tensor.rows += block.shape[0]
         data = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8)
-        tensor.append(array.spool, data.data)
+        tensor.append(array.spool, data.data, place)
 
     def note(self, **fields: Json) -> None:
         array = self._open_array()
@@ -303,8 +309,12 @@ class SafetensorsWriter(Writer):
         write_all(out, header)
         spools = {t.name: array.spool for array in self._shard for t in array.tensors.values()}
         for tensor in tensors:
-            for offset, length in tensor.extents:
-                _copy(spools[tensor.name], offset, length, out)
+            for file, offset, length in tensor.extents:
+                if file is None:
+                    _copy(spools[tensor.name], offset, length, out)
+                    continue
+                with file.open("rb", buffering=0) as source:
+                    _copy(source, offset, length, out)
 
     def _named(self) -> list[Staged]:
         """The finished files with the names that they are to get; the index last."""
@@ -312,19 +322,24 @@ class SafetensorsWriter(Writer):
         if len(self._finished) == 1:
             return [self._finished[0][0]]
         names = shard_names(self._folder, len(self._finished))
-        weight_map: dict[str, str] = {}
-        total = 0
-        for name, (_, arrays) in zip(names, self._finished, strict=True):
-            for array in arrays:
-                total += array.nbytes
-                weight_map |= {tensor.name: name for tensor in array.tensors.values()}
-        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        text = json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n"
+        shards = ({t.name: t.nbytes for a in arrays for t in a.tensors.values()} for _, arrays in self._finished)
+        text = shard_index(zip(names, shards, strict=True))
         index = self._publication.stage(INDEX, lambda out: write_all(out, text))
         return [(path, name) for ((path, _), _), name in zip(self._finished, names, strict=True)] + [index]
 
     def _new_spool(self) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=self._folder)  # unnamed: it cannot be left behind
+
+
+def shard_index(shards: Iterable[tuple[str, Mapping[str, int]]]) -> bytes:
+    """The index of some shards: of each its name, and the bytes of its tensors."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for name, tensors in shards:
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensors.values())
+    table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _shard_metadata(arrays: list[_Array]) -> dict[str, str]:
@@ -374,11 +389,11 @@ def _refuse_mapped(file: IO[bytes]) -> None:
 
 
 def _copy(spool: IO[bytes], offset: int, length: int, out: IO[bytes]) -> None:
-    """Append bytes [offset, offset + length) of the spool, in bounded memory."""
+    """Append bytes [offset, offset + length) of the spool, or of another file, in bounded memory."""
     spool.seek(offset)
     while length:
         data = spool.read(min(length, COPY_AT_ONCE))
         if not data:
-            raise OSError("the spool ended early")
+            raise OSError(errno.EIO, "expected all bytes that were written, got fewer")
         write_all(out, data)
         length -= len(data)

@@ -139,11 +139,12 @@ class GGUFReader(Reader):
             return widen(self._plain(name, tensor), tensor.type.dtype)
         return self._compact(name, tensor)
 
-    def raw(self, name: str) -> memoryview:
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         tensor = self.tensor(name)
         if tensor.type is None:
             self._refuse(name, tensor)
-        return self._file_of[name].source.view(tensor.begin, tensor.end)
+        end = tensor.end if stop is None else tensor.begin + stop
+        return self._file_of[name].source.view(tensor.begin + start, end)
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         tensor = self.tensor(name)
