@@ -24,6 +24,7 @@ const char* current_isa() noexcept;
 bool choose_isa(const char* name) noexcept;  // false: unknown here
 const char* compiler() noexcept;
 
+int64_t first_nonfinite(const float* values, int64_t count) noexcept;
 void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept;
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
             formats::Groups g, uint8_t* packed) noexcept;

@@ -52,7 +52,11 @@ void scale_rows(const float* sums, int64_t batch, int64_t rows, const float* sca
 }  // namespace
 
 void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept {
-  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, low, high); });
+  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, kernels().range_of, low, high); });
+}
+
+int64_t first_nonfinite(const float* values, int64_t count) noexcept {
+  return formats::first_nonfinite(values, count, kernels().all_finite);
 }
 
 void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,

@@ -9,6 +9,7 @@
 namespace pumice::formats {
 namespace {
 
+constexpr int64_t kFiniteStrip = 4096;
 constexpr int64_t kStrip = 256;  // codes that go through a scratch of bytes at a time; a multiple of 8 codes
 
 // Packs `count` codes that start on a byte boundary of `out`; the last byte is padded with zero bits.
@@ -138,38 +139,12 @@ void join_planes(const uint8_t* in, int64_t cols, int bits, uint8_t* row) noexce
   clear_padding(row, cols, bits);
 }
 
-// The range of `count` values, in kLanes chains, so that compilers can use vectors without reordering.
-template <int kLanes>
-void range_of(const float* v, int64_t count, float* low, float* high) noexcept {
-  float lo[kLanes], hi[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) lo[lane] = hi[lane] = v[0];
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      lo[lane] = v[i + lane] < lo[lane] ? v[i + lane] : lo[lane];
-      hi[lane] = v[i + lane] > hi[lane] ? v[i + lane] : hi[lane];
-    }
-  }
-  for (; i < count; ++i) {
-    lo[0] = std::min(lo[0], v[i]);
-    hi[0] = std::max(hi[0], v[i]);
-  }
-  *low = *std::min_element(lo, lo + kLanes);
-  *high = *std::max_element(hi, hi + kLanes);
-}
-
 }  // namespace
 
-int64_t first_nonfinite(const float* values, int64_t count) noexcept {
-  for (int64_t i = 0; i < count; i += kStrip) {
-    const int64_t stop = std::min(count, i + kStrip);
-    uint32_t bad = 0;
-    for (int64_t j = i; j < stop; ++j) {
-      uint32_t bits;
-      std::memcpy(&bits, values + j, 4);
-      bad |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    if (!bad) continue;
+int64_t first_nonfinite(const float* values, int64_t count, AllFinite all_finite) noexcept {
+  for (int64_t i = 0; i < count; i += kFiniteStrip) {
+    const int64_t stop = std::min(count, i + kFiniteStrip);
+    if (all_finite(values + i, stop - i)) continue;
     for (int64_t j = i; j < stop; ++j) {
       if (!std::isfinite(values[j])) return j;
     }
@@ -177,13 +152,13 @@ int64_t first_nonfinite(const float* values, int64_t count) noexcept {
   return -1;
 }
 
-void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* low, float* high) noexcept {
+void group_range(const float* w, Groups g, int64_t begin, int64_t end, RangeOf range_of, float* low, float* high) noexcept {
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t k = 0, group = 0; group < g.groups; ++group, k += g.group) {
       const float* v = w + row * g.cols + k;
       const int64_t count = std::min(g.group, g.cols - k);
       const int64_t at = row * g.groups + group;
-      (count < 128 ? range_of<8> : range_of<32>)(v, count, low + at, high + at);
+      range_of(v, count, low + at, high + at);
     }
   }
 }

@@ -25,7 +25,8 @@ static inline float decoded(float code, float scale, float zero, float minimum) 
 }
 
 // Flat index of the first NaN or infinity, or -1.
-int64_t first_nonfinite(const float* values, int64_t count) noexcept;
+using AllFinite = bool (*)(const float* values, int64_t count);  // the kernel
+int64_t first_nonfinite(const float* values, int64_t count, AllFinite all_finite) noexcept;
 
 // Bytes of a packed row: whole 32-bit words.
 inline int64_t row_bytes(int64_t cols, int bits) { return (cols * bits + 31) / 32 * 4; }
@@ -37,7 +38,8 @@ struct Groups {
   int bits;
 };
 
-void group_range(const float* w, Groups g, int64_t begin, int64_t end, float* low, float* high) noexcept;
+using RangeOf = void (*)(const float* values, int64_t count, float* low, float* high);  // the kernel
+void group_range(const float* w, Groups g, int64_t begin, int64_t end, RangeOf range_of, float* low, float* high) noexcept;
 
 // The kernel encode_run: codes of weights that share a scale.
 using EncodeRun = void (*)(const float* w, int64_t count, float scale, float zero, float minimum, float top, uint8_t* codes);

@@ -15,7 +15,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pumice._core.native import get_num_threads, set_num_threads
-from pumice.errors import FormatError, FormatWarning, NonFiniteError, PumiceError, RecipeError, SchemeError
+from pumice.errors import (
+    BusyError,
+    FormatError,
+    FormatWarning,
+    NonFiniteError,
+    PumiceError,
+    RecipeError,
+    ResumeError,
+    SchemeError,
+    SourceChangedError,
+    ToleranceError,
+)
 from pumice.explanation import explain
 from pumice.layouts import (
     BitmaskArray,
@@ -61,6 +72,7 @@ _register_threadpools()
 __all__ = [
     "BSRArray",
     "BitmaskArray",
+    "BusyError",
     "CSRArray",
     "CalibrationStats",
     "CompactArray",
@@ -75,9 +87,12 @@ __all__ = [
     "PumiceError",
     "Recipe",
     "RecipeError",
+    "ResumeError",
     "Scheme",
     "SchemeError",
+    "SourceChangedError",
     "SumArray",
+    "ToleranceError",
     "calibrate",
     "compress",
     "concatenate",

@@ -112,7 +112,6 @@ cdef extern from "formats/integer.hpp" namespace "pumice::formats" nogil:
         int bits
 
     int64_t row_bytes(int64_t cols, int bits)
-    int64_t first_nonfinite(const float* values, int64_t count)
     int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed)
 
 
@@ -170,6 +169,7 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     const char* current_isa()
     bint choose_isa(const char* name)
     const char* compiler()
+    int64_t first_nonfinite(const float* values, int64_t count)
     void group_range(const float* w, int64_t rows, Groups g, float* low, float* high)
     void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows, Groups g,
                 uint8_t* packed)

@@ -109,11 +109,11 @@ class Publication:
             for path, final in weights[:-1]:
                 os.replace(path, self.folder / final)
         if beside or name == INDEX:  # what the last rename makes visible must be there after a power cut, too
-            _sync({(self.folder / final).parent for _, final in beside} | {self.folder})
+            sync_folders({(self.folder / final).parent for _, final in beside} | {self.folder})
         os.replace(last, self.folder / name)
         if name == INDEX:
             (self.folder / SINGLE).unlink(missing_ok=True)
-        _sync({self.folder})
+        sync_folders({self.folder})
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """No other writer sweeps the folder, chooses names or publishes meanwhile."""
@@ -242,7 +242,8 @@ def _lock(fd: int, how: int) -> None:
             raise
 
 
-def _sync(folders: Iterable[Path]) -> None:
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Bring the names in some folders to the disk."""
     for folder in sorted(folders):
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -8,8 +8,17 @@ from collections.abc import Sequence
 
 from pumice import __version__
 from pumice.cli import bench, calibrate, cat, convert, diff, eval, explain, export, inspect, report, verify
-from pumice.cli.common import BAD_DATA, EPILOG, FAILED, INTERRUPTED, IO_ERROR, USAGE
-from pumice.errors import FormatError, NonFiniteError, RecipeError, SchemeError
+from pumice.cli.common import BAD_DATA, EPILOG, FAILED, INTERRUPTED, IO_ERROR, RETRY, USAGE
+from pumice.errors import (
+    BusyError,
+    FormatError,
+    NonFiniteError,
+    RecipeError,
+    ResumeError,
+    SchemeError,
+    SourceChangedError,
+    ToleranceError,
+)
 
 COMMANDS = (
     convert,
@@ -31,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (SchemeError, RecipeError) as error:
+    except BusyError as error:
+        return _fail(error, RETRY)
+    except (SchemeError, RecipeError, ResumeError) as error:
         return _fail(error, USAGE)
-    except (FormatError, NonFiniteError) as error:
+    except (FormatError, NonFiniteError, SourceChangedError, ToleranceError) as error:
         return _fail(error, BAD_DATA)
     except FileExistsError as error:
         return _fail(error, USAGE)

@@ -21,7 +21,7 @@ import numpy as np
 from pumice._core import native
 from pumice.checkpoint import TensorInfo, open_reader
 from pumice.checkpoint.base import Reader
-from pumice.checkpoint.publication import write_all
+from pumice.checkpoint.publication import sync_folders, write_all
 from pumice.choice import Request, choose, panel_rows
 from pumice.errors import FormatError, NonFiniteError, PumiceError, SourceChangedError
 from pumice.layouts import LAYOUTS, CompactArray
@@ -140,7 +140,10 @@ def choose_scheme(task: Choosing) -> str:
     def panels() -> Iterator[F32]:
         for start in range(0, max(stored[0], 1), step):
             rows = read_rows(reader, task.name, shape, task.in_axis, start, min(start + step, stored[0]))
-            yield _matrix(rows, start, task.in_axis).reshape(len(rows), cols)
+            with np.errstate(over="ignore"):
+                exact = np.ascontiguousarray(rows, np.float32)
+            check_finite(rows, exact, start, task.in_axis)
+            yield exact.reshape(len(rows), cols)
 
     try:
         return choose(stored, panels, task.request, task.profile).scheme
@@ -203,10 +206,14 @@ def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[dict[str, s
     written: dict[str, int] = {}
     for start in range(chunk.start, max(chunk.stop, chunk.start + 1), step):
         stop = min(start + step, chunk.stop)
-        exact = _matrix(
-            read_rows(reader, chunk.name, chunk.info.shape, chunk.in_axis, start, stop), start, chunk.in_axis
-        )
-        array = compress(exact, scheme, scale_dtype=scale_dtype)
+        rows = read_rows(reader, chunk.name, chunk.info.shape, chunk.in_axis, start, stop)
+        with np.errstate(over="ignore"):  # too large for float32 is reported, too
+            exact = np.ascontiguousarray(rows, np.float32)
+        try:
+            array = compress(exact, scheme, scale_dtype=scale_dtype)
+        except NonFiniteError:
+            check_finite(rows, exact, start, chunk.in_axis)
+            raise
         found = {part: array.part_dtype(part) for part in array.parts()}
         if dtypes and found != dtypes:  # float32 holds what float16 does
             raise _WiderScales
@@ -218,17 +225,14 @@ def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[dict[str, s
     return dtypes, parts
 
 
-def _matrix(rows: Array, start: int, in_axis: int) -> F32:
-    """float32 rows, or NonFiniteError with the index in the whole tensor."""
-    with np.errstate(over="ignore"):  # too large for float32 is reported here, too
-        values = np.ascontiguousarray(rows, np.float32)
-    bad = native.first_nonfinite(_flat(values))
+def check_finite(rows: Array, exact: F32, start: int, in_axis: int) -> None:
+    """Raise NonFiniteError, with the index in the whole tensor, unless rows are finite as float32."""
+    bad = native.first_nonfinite(_flat(exact))
     if bad >= 0:
         index = [int(i) for i in np.unravel_index(bad, rows.shape)]
         index[0] += start
         value = rows.reshape(-1)[bad]
         raise NonFiniteError(f"expected finite values, got {value} at index {tuple(index if in_axis else index[::-1])}")
-    return values
 
 
 def _flat(values: F32) -> F32:
@@ -260,6 +264,7 @@ def _write(path: Path, parts: Mapping[str, list[Array]]) -> tuple[int, int]:
                 size, crc = size + len(data), zlib.crc32(data, crc)
             os.fsync(out.fileno())
         os.replace(scratch, path)
+        sync_folders({path.parent})
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink()
