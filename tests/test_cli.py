@@ -177,12 +177,16 @@ def test_verify_finds_a_changed_byte(model: Path, capsys: pytest.CaptureFixture[
     assert "SHA-256" in captured.err
 
 
-def test_interrupting_ends_with_130(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupting_ends_with_130_and_of_a_conversion_that_can_go_on_with_75(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pumice.cli.convert.convert", interrupt)
-    assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "int8"]) == 130
+    monkeypatch.setattr("pumice.cli.verify.verify", interrupt)
+    assert main(["convert", str(model), str(tmp_path / "s"), "--scheme", "int8"]) == 75
+    assert main(["verify", str(model)]) == 130
 
 
 def test_help_prints_the_schemes_and_the_exit_codes() -> None:

@@ -99,7 +99,7 @@ class Publication:
         the folder, those of before are to go.
         """
         last, name = weights[-1]
-        for old in sorted(_weights(self.folder)) if whole else ():
+        for old in sorted(weights_in(self.folder)) if whole else ():
             self._list(self.folder / old, _inode(self.folder / old) or 0)
         for path, final in beside:
             os.replace(path, self.folder / final)
@@ -183,7 +183,7 @@ def write_all(out: IO[bytes], data: bytes | memoryview) -> None:
 def _clean(ledger: Path) -> None:
     """The one rule: what the ledger lists goes, unless it is in use or no longer the file that was meant."""
     folder = ledger.parent
-    used = _weights(folder)
+    used = weights_in(folder)
     for name, inode in _listed(ledger):
         if name not in used and inode in (None, _inode(folder / name)):
             (folder / name).unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def _listed(ledger: Path) -> Iterator[tuple[str, int | None]]:
                 yield name, inode
 
 
-def _weights(folder: Path) -> set[str]:
+def weights_in(folder: Path) -> set[str]:
     """The names of the files that a reader of the folder goes to; without the shards if the index is broken."""
     if _inode(folder / SINGLE) is not None:
         return {SINGLE}

@@ -37,7 +37,9 @@ class _Tensor:
 
     name: str
     dtype: str
-    extents: list[tuple[Path | None, int, int]] = field(default_factory=list)  # a file (None: the spool), offset, length
+    extents: list[tuple[Path | None, int, int]] = field(
+        default_factory=list
+    )  # a file (None: the spool), offset, length
     nbytes: int = 0
     rows: int = 0
     row_shape: tuple[int, ...] | None = None

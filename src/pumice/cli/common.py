@@ -77,14 +77,22 @@ class Display:
             return None
         try:
             from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
             from rich.progress import Progress as Bar
         except ImportError:
             return _Lines()
-        bar = Bar(console=Console(stderr=True), transient=True)
+        columns = (
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task("reading", total=None)
         bar.start()
         self._close = bar.stop
-        return lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+        return lambda name, done, total: bar.update(task, description=name, completed=done, total=total, refresh=True)
 
     def __exit__(self, *error: object) -> None:
         self._close()

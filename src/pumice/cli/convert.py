@@ -85,7 +85,11 @@ def add(commands: Any) -> None:
     add("--task", metavar="I/N", type=_share, help="do only the I-th of N shares, and write no DST; then --commit")
     add("--commit", action="store_true", help="put together what all tasks have done")
     add("--dask", metavar="ADDRESS", help="encode on a Dask cluster, whose workers see the same paths")
-    add("--delete-source", action="store_true", help="empty each file of SRC once its output is safe; remove all at the end")
+    add(
+        "--delete-source",
+        action="store_true",
+        help="empty each file of SRC once its output is safe; remove all at the end",
+    )
     add("--overwrite", action="store_true", help="replace what is at DST (default: DST is new, or an empty folder)")
     add("--dry-run", action="store_true", help="read headers only, write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")

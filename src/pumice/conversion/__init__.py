@@ -174,23 +174,28 @@ def convert(
             count = workers_within(plan, count, max_memory)
         if dry_run:
             return forecast(plan, str(source), str(target), count)
-        refuse_existing(target, single, overwrite)
         copied, skipped = side_files(reader, source, target)
         going_on = resume or commit or task is not None
+        if not going_on:
+            refuse_existing(target, single, overwrite)
         with Work(target, single, plan.identity, resume=going_on, restart=overwrite, task=task) as work:
             crew = _Crew(plan, work, request, executor, count, progress)
             try:
                 if task is not None:
                     crew.encode(plan.share(*task))
-                    reports = tuple(_report(step, step.info, None) for step in plan.share(*task))
+                    reports = tuple(_report(step) for step in plan.share(*task))
                     return Report(str(source), str(work.path), reports, time.perf_counter() - start)
                 shards = Shards(plan, work, reader, limit, delete_source)
-                reports = crew.fill(shards, commit)
-                _check_errors(reports, max_error)
-                config = partial(_config, shards.infos, asked.scheme)
-                shards.publish(
-                    target, overwrite, {file: partial(copy_side_file, source, file, config) for file in copied}
-                )
+                published = going_on and shards.are_published(target)  # killed just before it would have ended
+                if not published:
+                    refuse_existing(target, single, overwrite)
+                    crew.fill(shards, commit)
+                reports = tuple(_report(step, shards.infos[step.name]) for step in plan.steps)
+                if not published:
+                    _check_errors(reports, max_error)
+                    config = partial(_config, shards.infos, asked.scheme)
+                    attached = {file: partial(copy_side_file, source, file, config) for file in copied}
+                    shards.publish(target, overwrite, attached)
             except (PumiceError, ValueError, TypeError) as error:
                 if not (going_on or work.emptied or isinstance(error, ToleranceError)):
                     work.discard()  # it would end so again
@@ -232,23 +237,25 @@ class _Crew:
                 pool.shutdown(cancel_futures=True)
             forget()
 
-    def fill(self, shards: Shards, commit: bool) -> tuple[TensorReport, ...]:
+    def fill(self, shards: Shards, commit: bool) -> None:
         """Bring all tensors into shards."""
         missing = shards.missing
         if commit and (left := [step.name for step in missing if not self._work.covers(step, self._plan)]):
-            raise ResumeError(f"commit: expected the chunks of all tensors, got none or some of {len(left)}: {left[0]!r}")
+            raise ResumeError(
+                f"commit: expected the chunks of all tensors, got none or some of {len(left)}: {left[0]!r}"
+            )
         try:
             self.encode(missing, shards.add, step_nbytes(self._plan.steps) - step_nbytes(missing))
             shards.close()
         finally:
             shards.abort()
-        return tuple(_report(step, shards.infos[step.name], shards.infos[step.name].nbytes) for step in self._plan.steps)
 
 
-def _report(step: Step, info: TensorInfo, after: int | None) -> TensorReport:
-    choice = step.choice
+def _report(step: Step, written: TensorInfo | None = None) -> TensorReport:
+    choice, info = step.choice, written or step.info
     why = f"{choice.why}, auto" if choice.scheme == AUTO else choice.why
     error = None if step.copied else info.notes.get("error")
+    after = None if written is None else written.nbytes
     return TensorReport(step.name, info.shape, info.dtype, step.info.nbytes, after, error, why)
 
 
@@ -266,7 +273,9 @@ def _check_errors(reports: Sequence[TensorReport], limit: float | None) -> None:
     if broken:
         worst = sorted(broken, key=lambda t: -(t.error or 0))
         named = ", ".join(f"{t.name} {t.error:.4g} ({t.scheme})" for t in worst)
-        raise ToleranceError(f"max_error: expected at most {limit:g} of each weight, got more of {len(broken)}: {named}")
+        raise ToleranceError(
+            f"max_error: expected at most {limit:g} of each weight, got more of {len(broken)}: {named}"
+        )
 
 
 def _config(written: Mapping[str, TensorInfo], scheme: Scheme | None, config: dict[str, Any]) -> dict[str, Any]:

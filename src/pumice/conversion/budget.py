@@ -18,6 +18,7 @@ from pumice.ops import compress
 from pumice.report import Report, TensorReport
 from pumice.scheme import AUTO, Scheme
 from pumice.timing import per_call
+from pumice.values.base import F32
 
 PANELS = 8  # that a worker holds at a time, as stored, as float32, encoded, decoded, and on the way to a file
 SMALL = 1 << 18  # weights that are encoded to see how long that takes
@@ -54,8 +55,8 @@ def _footprint(plan: Plan) -> int:
     largest = PANELS * PANEL_BYTES
     for step in plan.steps:
         if not step.copied:
-            row = 4 * math.prod(step.stored[1:])
-            unit = 32 if step.choice.scheme == AUTO else LAYOUTS[step.choice.scheme.layout].chunk_rows(step.choice.scheme)  # type: ignore[union-attr]
+            row, scheme = 4 * math.prod(step.stored[1:]), step.choice.scheme
+            unit = 32 if scheme in (None, AUTO) else LAYOUTS[scheme.layout].chunk_rows(scheme)
             rows = min(unit, step.stored[0]) * row
             encoded = min(max(CHUNK_BYTES, rows), step.stored[0] * row) * _share(step)
             largest = max(largest, PANELS * max(PANEL_BYTES, rows) + int(encoded))
@@ -83,14 +84,17 @@ def _seconds(plan: Plan, workers: int) -> float:
         if not step.copied and step.choice.scheme is not None:
             weights[step.choice.scheme] += math.prod(step.info.shape)
     w = np.random.default_rng(0).standard_normal((SMALL // 1024, 1024)).astype(np.float32)
+    sparse = np.where(np.arange(1024) % 8, np.float32(0), w)
     before, total = native.get_num_threads(), 0.0
     native.set_num_threads(1)
     try:
         for scheme, count in weights.items():
             parsed = Scheme(values="int8") if scheme == AUTO else scheme
 
-            def encode(parsed: Scheme = parsed) -> None:
-                native.row_energies(w, compress(w, parsed).to_dense())
+            sample = w if parsed.dense else sparse
+
+            def encode(parsed: Scheme = parsed, sample: F32 = sample) -> None:
+                native.row_energies(sample, compress(sample, parsed).to_dense())
 
             total += per_call(encode, lasting=0.02) * count / w.size * (3 if scheme == AUTO else 1)
     finally:

@@ -117,7 +117,9 @@ class Done:
 
 def encode(chunk: Chunk) -> Done:
     """Encode a chunk and write its file, whole or not at all."""
-    if chunk.process != os.getpid():  # a process of its own for each worker: there are as many of them as there are CPUs
+    if (
+        chunk.process != os.getpid()
+    ):  # a process of its own for each worker: there are as many of them as there are CPUs
         native.set_num_threads(1)
     reader = reader_of(chunk.origin)
     try:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-import pumice
 from pumice.checkpoint import TensorInfo
 from pumice.checkpoint.base import Reader
 from pumice.checkpoint.conventions.manifest import tensor_name
@@ -68,10 +66,10 @@ class Plan:
     identity: Mapping[str, Any]
 
     @classmethod
-    def of(
-        cls, reader: Reader, origin: Origin, recipe: Recipe, request: Request, layout: Mapping[str, Any]
-    ) -> Plan:
+    def of(cls, reader: Reader, origin: Origin, recipe: Recipe, request: Request, layout: Mapping[str, Any]) -> Plan:
         """Plan a conversion; `layout` is what else decides on the bytes of the target."""
+        from pumice import __version__
+
         infos = readable_infos(reader)
         choices = recipe.plan(infos)
         places = {file: i for i, file in enumerate(reader.files)}
@@ -83,7 +81,7 @@ class Plan:
         chosen = {"batch": request.batch, "objective": request.objective, "max_error": request.max_error}
         auto = any(choice.scheme == AUTO for choice in choices.values())
         identity = {
-            "version": pumice.__version__,
+            "version": __version__,
             "source": {file: list(state) for file, *state in origin.files},
             "tensors": hashlib.sha256(listing.encode()).hexdigest(),
             "recipe": recipe_table(recipe) | (chosen if auto else {}),
@@ -138,18 +136,13 @@ def _check_names(steps: Sequence[Step]) -> None:
     for step in steps:
         parts: Iterable[str] = step.info.parts or ("",)
         if not step.copied and step.choice.scheme != AUTO:
-            parts = _parts(step.choice.scheme)
+            parts = _parts(step)
         for name in {step.name, *(tensor_name(step.name, part) for part in parts)}:
             if owner.setdefault(name, step.name) != step.name:
                 rule = "name: expected names that no other tensor or part has"
                 raise PumiceError(f"{rule}, got {name!r}, which both {owner[name]!r} and {step.name!r} need")
 
 
-def _parts(scheme: Scheme | None) -> tuple[str, ...]:
-    assert scheme is not None
-    return tuple(compress(np.zeros((1, 1), np.float32), scheme).parts())
-
-
-def weights_of(step: Step) -> int:
-    """How many weights a tensor has."""
-    return math.prod(step.info.shape)
+def _parts(step: Step) -> tuple[str, ...]:
+    """What a row of the tensor is stored as."""
+    return tuple(compress(np.zeros((1, *step.stored[1:]), np.float32), step.choice.scheme or "float32").parts())

@@ -9,7 +9,15 @@ from typing import IO
 
 from pumice.checkpoint import SafetensorsWriter, TensorInfo, open_reader, verify
 from pumice.checkpoint.base import Reader, info_of
-from pumice.checkpoint.publication import INDEX, SINGLE, Publication, refuse_existing, shard_names, write_all
+from pumice.checkpoint.publication import (
+    INDEX,
+    SINGLE,
+    Publication,
+    refuse_existing,
+    shard_names,
+    weights_in,
+    write_all,
+)
 from pumice.checkpoint.safetensors import SafetensorsContainer
 from pumice.checkpoint.writer import shard_index
 from pumice.conversion.chunks import NOISE, PANEL_BYTES, SIGNAL, ChunkFile, Done, check_files
@@ -55,6 +63,13 @@ class Shards:
         """The steps that are in no finished shard."""
         return self._plan.steps[self._first :]
 
+    def are_published(self, target: Path) -> bool:
+        """Whether the target consists of them already."""
+        folder, single = (target.parent, True) if self._limit is None else (target, False)
+        names = {target.name} if single else weights_in(folder)
+        there = {(folder / name).stat().st_ino for name in names if (folder / name).is_file()}
+        return not self.missing and bool(self.paths) and all(path.stat().st_ino in there for path in self.paths)
+
     def add(self, step: Step, scheme: Scheme | None, chunks: list[Done]) -> None:
         """The next tensor of the plan."""
         if scheme is None:
@@ -94,9 +109,7 @@ class Shards:
                 refuse_existing(target, single, overwrite)
                 if len(staged) > 1:
                     names = shard_names(publication.folder, len(staged))
-                    text = shard_index(
-                        (name, _tensors(path)) for name, path in zip(names, self.paths, strict=True)
-                    )
+                    text = shard_index((name, _tensors(path)) for name, path in zip(names, self.paths, strict=True))
                     index = publication.stage(INDEX, lambda out: write_all(out, text))
                     staged = [*((path, name) for (path, _), name in zip(staged, names, strict=True)), index]
                 publication.publish(staged, beside, whole=not single)
@@ -150,7 +163,9 @@ class Shards:
         written."""
         step_chunks = step.chunks(scheme, self._plan.identity["layout"]["chunk_bytes"])
         writer = self._room_for(sum(done.nbytes for done in chunks))
-        writer.begin(step.name, TensorInfo(step.info.shape, str(scheme), parts=chunks[0].dtypes, in_axis=step.choice.in_axis))
+        writer.begin(
+            step.name, TensorInfo(step.info.shape, str(scheme), parts=chunks[0].dtypes, in_axis=step.choice.in_axis)
+        )
         written: dict[str, int] = {}
         noise: list[float] = []
         signal: list[float] = []
@@ -171,7 +186,11 @@ class Shards:
     def _empty_sources(self, shard: Path) -> None:
         """Take the bytes of each file of the source that is no longer needed; its header stays, for a resume."""
         needed = {i for step in self._plan.steps[self._stop :] for i in step.files}
-        spent = [file for i, file in enumerate(self._plan.origin.files) if i not in needed and file[0] not in self._work.emptied]
+        spent = [
+            file
+            for i, file in enumerate(self._plan.origin.files)
+            if i not in needed and file[0] not in self._work.emptied
+        ]
         if spent and not (report := verify(shard)).ok:
             raise PumiceError(f"target: expected a shard that verifies before its source goes, got {report.errors[:1]}")
         for file, size, _ in spent:

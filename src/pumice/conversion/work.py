@@ -180,7 +180,9 @@ class Work:
         if lines and lines[0][0] == "conversion":
             was = lines[0][1]
             self.emptied |= dict(value for kind, value in lines if kind == "emptied")
-            now = {f: [s[0], was["source"].get(f, s)[1]] if f in self.emptied else s for f, s in identity["source"].items()}
+            now = {
+                f: [s[0], was["source"].get(f, s)[1]] if f in self.emptied else s for f, s in identity["source"].items()
+            }
             if different := list(_differences(was, {**identity, "source": now})):
                 more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
                 rule = f"resume: expected the conversion that {str(self.path)!r} has begun"

@@ -1,0 +1,163 @@
+"""Run by test_conversions.py: a conversion that is stopped again and again, each time in a fork, and goes on.
+
+Prints one JSON object: how often it was stopped, how, what was encoded twice, and each promise that was broken. A power
+cut is a kill after which every file has what was synced of it, and every folder the names that were there when it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pumice as pm
+from pumice.conversion import driving, plan
+from pumice.conversion.work import FOLDER
+
+WORKERS = 2
+RECIPES = {
+    "nearest": 'scheme = "int4-g32"',
+    "sparse": 'scheme = "csr+int8"',
+    "mixed": 'scheme = "int4-g128-asym"\n[[rule]]\nmatch = "[24]"\nscheme = "bsr-4x4"\n[[rule]]\nmatch = "3"\nscheme = "auto"',
+}
+
+
+def model(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"l{i}.weight": pm.prune(rng.standard_normal((512, 128)).astype(np.float16), 0.5) for i in range(6)}
+    pm.save(path, weights | {"bias": rng.standard_normal(512)}, max_shard_size=300_000)
+
+
+def convert(root: Path, recipe: str, **options: Any) -> None:
+    made = pm.Recipe.parse(RECIPES[recipe])
+    pm.convert(root / "source", root / "out", recipe=made, max_shard_size=100_000, workers=WORKERS, **options)
+
+
+def digest(target: Path) -> str:
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
+
+
+class Disk:
+    """What a power cut would leave: noted at each sync, outside of what it happens to."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def watch(self) -> None:
+        """In the child: note what each sync has made safe."""
+        log = os.open(self._notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def noting(sync: Callable[[int], None]) -> Callable[[int], None]:
+            def synced(fd: int) -> None:
+                sync(fd)
+                status = os.fstat(fd)
+                path = os.readlink(f"/proc/self/fd/{fd}")
+                names = os.listdir(fd) if os.path.isdir(path) else None
+                os.write(log, json.dumps([status.st_ino, path, status.st_size, names]).encode() + b"\n")
+
+            return synced
+
+        os.fsync, os.fdatasync = noting(os.fsync), noting(os.fdatasync)
+
+    def cut(self, folder: Path) -> None:
+        """In the parent, after the kill: what was not synced is gone."""
+        sizes: dict[int, int] = {}
+        names: dict[str, set[str]] = {}
+        for line in self._notes.read_bytes().splitlines() if self._notes.exists() else ():
+            inode, path, size, listed = json.loads(line)
+            sizes[inode] = size
+            if listed is not None:
+                names[path] = set(listed)
+        for path in sorted(folder.rglob("*")) if folder.exists() else ():
+            if path.is_file():
+                known = names.get(str(path.parent))
+                if path.parent.name == "chunks" and (known is None or path.name not in known):
+                    path.unlink()
+                elif path.stat().st_size > sizes.get(path.stat().st_ino, 0):
+                    os.truncate(path, sizes.get(path.stat().st_ino, 0))
+
+
+def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> bool:
+    """Convert in a fork, and stop it after some seconds; whether it was at work until then."""
+    disk = Disk(root / "synced")
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            if how == "power cut":
+                disk.watch()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            encoded = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            run = driving.run
+
+            def noted(task: Any) -> Any:
+                done = run(task)
+                os.write(encoded, f"{task.name} {getattr(task, 'key', 'auto')}\n".encode())
+                return done
+
+            driving.run = noted
+            convert(root, recipe, resume=True)
+            code = 0
+        except KeyboardInterrupt:
+            code = 75
+        finally:
+            os._exit(code)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if how == "power cut" and os.WIFSIGNALED(status):
+        disk.cut(root / "out" / FOLDER)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) in (0, 75), "a conversion that goes on failed"
+    return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 75
+
+
+def main(root: Path, stops: int, recipe: str) -> None:
+    plan.CHUNK_BYTES = 64 * 128 * 4
+    rng = random.Random(11)
+    model(root / "source")
+    start = time.perf_counter()
+    convert(root, recipe)
+    span = time.perf_counter() - start
+    expected = digest(root / "out")
+    shutil.rmtree(root / "out")
+    counts: Counter[str] = Counter()
+    broken: list[str] = []
+    log, twice = root / "encoded", 0
+    since = 0  # stops since the conversion began
+    while sum(counts.values()) < stops:
+        how = rng.choice(["SIGKILL", "power cut", "Ctrl-C"])
+        if stopped(root, recipe, rng.uniform(0, span * 0.7), how, log):
+            counts[how] += 1
+            since += 1
+            if (root / "out").exists() and {p.name for p in (root / "out").iterdir()} > {FOLDER}:
+                done = [p for p in (root / "out").iterdir() if p.name.endswith(".json")]
+                if done and digest(root / "out") != expected and not (root / "out" / FOLDER).exists():
+                    broken.append(f"{how}: something was published that is not whole")
+            continue
+        if digest(root / "out") != expected:
+            broken.append("the bytes differ after --resume")
+        lines = log.read_text().splitlines()
+        again = len(lines) - len(set(lines))
+        twice += again
+        if again > WORKERS * since:
+            broken.append(f"{again} chunks were encoded again after {since} stops with {WORKERS} workers")
+        shutil.rmtree(root / "out")
+        log.unlink()
+        since = 0
+    print(json.dumps({"stops": counts, "encoded again": twice, "broken": broken}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
