@@ -18,8 +18,9 @@ import pytest
 
 import pumice as pm
 from pumice.cli import main
-from pumice.conversion import budget, driving, plan
+from pumice.conversion import budget, chunks, driving, plan
 from pumice.conversion.work import FOLDER
+from pumice.profile import load_profile
 
 RNG = np.random.default_rng(5)
 RECIPE = (
@@ -178,11 +179,11 @@ def test_damage_to_unfinished_work_is_found_and_done_again(source: Path, expecte
     with pytest.raises(Stop):
         convert(source, target, progress=after(14, stop))
     work = target / FOLDER
-    chunks = sorted(path for path in (work / "chunks").iterdir())
-    assert len(chunks) >= 3
-    chunks[0].write_bytes(chunks[0].read_bytes()[:-1] + b"?")
-    chunks[1].write_bytes(chunks[1].read_bytes()[:100])
-    chunks[2].unlink()
+    files = sorted((work / "chunks").iterdir())
+    assert len(files) >= 3
+    files[0].write_bytes(files[0].read_bytes()[:-1] + b"?")
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    files[2].unlink()
     (work / "chunks" / "000001-0.0123.tmp").write_bytes(b"a dead worker's half part")
     with (work / "journal").open("ab") as journal:
         journal.write(b'00000000 ["chunk", {"cut sho')
@@ -306,14 +307,15 @@ def test_too_little_memory_is_refused_before_anything_is_read(source: Path) -> N
 def plan_of(source: Path) -> plan.Plan:
     with pm.checkpoint.open_reader(source) as reader:
         origin = plan.Origin.of(source, reader, "read")
-        return plan.Plan.of(reader, origin, pm.Recipe.parse(RECIPE), plan.Request(), {})
+        job = chunks.Job(plan.Request(), load_profile(), {}, 0, {})
+        return plan.Plan.of(reader, origin, pm.Recipe.parse(RECIPE), job, {})
 
 
 def test_the_output_says_how_it_was_made(source: Path, expected: str) -> None:
     with pm.load(source.with_name("expected")) as m:
         made = json.loads(m.metadata["conversion"])
     assert made["version"] == pm.__version__
-    assert made["recipe"]["rules"][0] == ["sparse", "csr+int8", 1]
+    assert made["recipe"]["rules"][0] == ["sparse", "csr+int8", 1, None, None]
     assert len(made["tensors"]) == 64
 
 

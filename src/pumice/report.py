@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice._core import native
 from pumice.errors import printable
 from pumice.layouts import CompactArray
 from pumice.statistics import Moments
@@ -111,9 +112,11 @@ def relative_error(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
 class Loss:
     """What an array lacks of a weight, and what its layer's output lacks of the calibration data's."""
 
-    def __init__(self, moments: Moments | None) -> None:
+    def __init__(self, moments: Moments | None = None) -> None:
         self._h = None if moments is None else moments.mean()
-        self._energies: tuple[list[float], ...] = ([], [], [], [])  # noise and signal, of weights and of outputs
+        self.energies: tuple[list[float], ...] = ([], [], [], [])
+        """Of each row noise and signal, of weights and of outputs. A sum by `math.fsum` depends on no order: the error,
+        which is stored, has the same bits however the rows were cut into chunks."""
 
     def add(self, chunk: Any, array: CompactArray) -> None:
         """Rows, and what became of them."""
@@ -121,21 +124,21 @@ class Loss:
         step = max(1, PANEL // max(cols, 1))
         for start in range(0, len(chunk), step):
             exact = np.ascontiguousarray(chunk[start : start + step], np.float32).reshape(-1, cols)
-            lacks = exact - array.decode_rows(start, start + len(exact)).reshape(exact.shape)
-            noise, signal, output_noise, output_signal = self._energies
-            noise += _row_energies(lacks)
-            signal += _row_energies(exact)
+            decoded = np.ascontiguousarray(array.decode_rows(start, start + len(exact)).reshape(exact.shape))
+            noise, signal = native.row_energies(exact, decoded)
+            self.energies[0].extend(noise.tolist())
+            self.energies[1].extend(signal.tolist())
             if self._h is not None:
-                output_noise += _row_energies_of_products(lacks, self._h)
-                output_signal += _row_energies_of_products(exact, self._h)
+                self.energies[2].extend(_row_energies_of_products(exact - decoded, self._h))
+                self.energies[3].extend(_row_energies_of_products(exact, self._h))
 
     @property
     def error(self) -> float:
-        return _ratio(*self._energies[:2])
+        return _ratio(*self.energies[:2])
 
     @property
     def output_error(self) -> float | None:
-        return None if self._h is None else _ratio(*self._energies[2:])
+        return _ratio(*self.energies[2:]) if self.energies[2] else None
 
 
 def _ratio(noise: list[float], signal: list[float]) -> float:
@@ -146,14 +149,6 @@ def _ratio(noise: list[float], signal: list[float]) -> float:
 def _row_energies_of_products(rows: F32, h: F32) -> list[float]:
     """r h r^T of each row: a report, not stored; BLAS may take another order on other threads."""
     return [float(e) for e in np.vecdot(rows @ h, rows)]
-
-
-def _row_energies(rows: F32) -> list[float]:
-    """Sums of squares in float64. Each depends on its row alone, and fsum on no order: the error, which is stored, has
-    the same bits however the rows were cut into chunks."""
-    step = max(1, (1 << 18) // max(rows.shape[1], 1))
-    parts = (np.square(rows[i : i + step], dtype=np.float64) for i in range(0, len(rows), step))
-    return [energy for part in parts for energy in part.sum(axis=1).tolist()]
 
 
 HEADINGS = (

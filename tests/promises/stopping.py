@@ -29,19 +29,27 @@ WORKERS = 2
 RECIPES = {
     "nearest": 'scheme = "int4-g32"',
     "sparse": 'scheme = "csr+int8"',
-    "mixed": 'scheme = "int4-g128-asym"\n[[rule]]\nmatch = "[24]"\nscheme = "bsr-4x4"\n[[rule]]\nmatch = "3"\nscheme = "auto"',
+    "gptq": 'scheme = "int4-g32"\nmethod = "gptq"',
+    "sparsegpt": 'scheme = "2:4+int4-g32"\nprune = "sparsegpt"\nmethod = "gptq"',
+    "mixed": '[[rule]]\nmatch = "[24]"\nscheme = "bsr-4x4"\n[[rule]]\nmatch = "weight"\nscheme = "auto"',
 }
 
 
 def model(path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = {f"l{i}.weight": pm.prune(rng.standard_normal((512, 128)).astype(np.float16), 0.5) for i in range(6)}
+    stats = pm.CalibrationStats()
+    for name in weights:
+        stats.update(name, rng.standard_normal((300, 128)) @ rng.standard_normal((128, 128)))
+    pm.save(path.with_name("stats.safetensors"), stats.pack())
     pm.save(path, weights | {"bias": rng.standard_normal(512)}, max_shard_size=300_000)
 
 
 def convert(root: Path, recipe: str, **options: Any) -> None:
     made = pm.Recipe.parse(RECIPES[recipe])
-    pm.convert(root / "source", root / "out", recipe=made, max_shard_size=100_000, workers=WORKERS, **options)
+    stats = root / "stats.safetensors" if made.method else None
+    options |= {"stats": stats, "max_shard_size": 100_000, "workers": WORKERS}
+    pm.convert(root / "source", root / "out", recipe=made, **options)
 
 
 def digest(target: Path) -> str:

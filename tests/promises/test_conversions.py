@@ -15,11 +15,11 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("recipe", ["nearest", "sparse", "mixed"])
+@pytest.mark.parametrize("recipe", ["nearest", "sparse", "mixed", "gptq", "sparsegpt"])
 def test_a_conversion_that_is_stopped_ends_with_the_same_bytes(
     recipe: str, long: bool, count: Callable[[str, object], None], tmp_path: Path
 ) -> None:
-    stops = 200 if long else 8
+    stops = 200 if long else 6
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, HERE / "stopping.py", tmp_path, str(stops), recipe]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)

@@ -15,7 +15,7 @@ from pumice.conversion import Progress
 from pumice.errors import near, printable
 
 DONE, FAILED, USAGE, BAD_DATA, IO_ERROR, RETRY, INTERRUPTED = 0, 1, 2, 65, 74, 75, 130
-EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 75 try again (busy, or --resume), 130 interrupted"
+EPILOG = "exit codes: 0 done, 1 failed, 2 usage, 65 bad data, 74 I/O error, 75 busy, or --resume, 130 interrupted"
 
 
 def add_command(

@@ -159,6 +159,10 @@ def _run(options: argparse.Namespace, progress: Progress | None, executor: Execu
         keep_embeddings=options.keep_embeddings,
         group_size_fallback=options.group_size_fallback,
         allow_requantize=options.allow_requantize,
+        prune=options.prune,
+        method=options.method,
+        stats=options.stats,
+        seed=options.seed,
         batch=options.batch,
         objective=options.objective,
         max_error=options.max_error,
@@ -173,4 +177,5 @@ def _run(options: argparse.Namespace, progress: Progress | None, executor: Execu
         task=options.task,
         commit=options.commit,
         delete_source=options.delete_source,
+        **dict(options.set),
     )

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: a plan made from headers, chunks that workers encode, shards, one commit (docs/architecture.md)."""
+"""Convert a checkpoint: a plan from headers, chunks that workers encode, shards, one commit (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from pumice.checkpoint import TensorInfo, open_reader
-from pumice.checkpoint.base import Reader
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.checkpoint.publication import refuse_existing
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request
 from pumice.conversion.budget import cpus, forecast, workers_within
-from pumice.conversion.chunks import Origin, forget
+from pumice.conversion.chunks import Job, Origin, forget
 from pumice.conversion.driving import Drive, Progress, Ready, Tally
 from pumice.conversion.plan import CHUNK_BYTES, Plan, Step, readable_infos, step_nbytes
 from pumice.conversion.shards import Shards
 from pumice.conversion.work import Work, restore_sizes
 from pumice.errors import PumiceError, ResumeError, ToleranceError
 from pumice.model_folder import check_apart, copy_side_file, side_files
-from pumice.options import options
+from pumice.options import options as products
 from pumice.profile import load_profile
 from pumice.recipe import Recipe
 from pumice.report import Report, TensorReport
 from pumice.scheme import AUTO, Scheme
+from pumice.statistics import Moments
 
 __all__ = ["CHUNK_BYTES", "Progress", "Tally", "convert", "readable_infos"]
 
@@ -46,6 +46,10 @@ def convert(
     keep_embeddings: bool = False,
     group_size_fallback: str | None = None,
     allow_requantize: bool = False,
+    prune: str | None = None,
+    method: str | None = None,
+    stats: Mapping[str, Moments] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
     batch: int = 1,
     objective: str = "balanced",
     max_error: float | None = None,
@@ -61,8 +65,9 @@ def convert(
     commit: bool = False,
     delete_source: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Report:
-    """Convert a checkpoint to compact weights, a row chunk at a time.
+    """Convert a checkpoint to compact weights, a row chunk at a time; a weight at a time where methods need all of it.
 
     Weights of two or more dimensions get the scheme; what no rule finds is copied byte for byte, and what is quantized
     already keeps its codes. The other files of a model folder are copied along. The target appears whole or not at all,
@@ -83,6 +88,18 @@ def convert(
     ignore : sequence of regular expressions, optional
     keep_embeddings, group_size_fallback, allow_requantize
         See `Recipe`.
+    prune : str, optional
+        What is pruned before, ``METHOD[:SPARSITY][:PATTERN]``: ``"wanda:0.5"``, ``"sparsegpt:2:4"``,
+        ``"magnitude:0.5:bsr-16x4"``. The pattern is that of the scheme unless it says. SparseGPT with integers prunes
+        and quantizes in one sweep.
+    method : {"nearest", "absmax", "mse", "percentile", "gptq"}, optional
+        How integers are found, as in `compress`. Embeddings and output heads are neither pruned nor given a method
+        unless a rule of a recipe says so.
+    stats : CalibrationStats or path, optional
+        What `calibrate` found, or the file of `pumice calibrate`. The report then says what the output of each layer
+        lost.
+    seed : int
+        Of ``prune="random:..."``.
     batch, objective
         For ``"auto"``, as in `compress`.
     max_error : float, optional
@@ -101,7 +118,7 @@ def convert(
     workers : int, optional
         Threads that encode, or how many workers `executor` has; by default one for each CPU.
     max_memory : int, optional
-        Bytes that the process may take: with little, fewer threads work. A limit of the process (RLIMIT_AS) counts, too.
+        Bytes that the process may take: with little, fewer threads work. A limit (RLIMIT_AS) counts, too.
     executor : concurrent.futures.Executor, optional
         Who encodes, such as processes or other machines, which must see the same paths.
     task : (int, int), optional
@@ -113,6 +130,8 @@ def convert(
         hold both. For safetensors only.
     progress : callable, optional
         Called with (name, bytes done, bytes in all).
+    **options
+        Of the methods, as in `compress` and `pumice.prune`: `act_order`, `damping`.
 
     Returns
     -------
@@ -134,7 +153,7 @@ def convert(
     SourceChangedError
         The source changed while it was read.
     ValueError
-        Source and target are the same.
+        Source and target are the same; stats of another shape, or none where a method needs them.
     FileExistsError
         Without `overwrite`: the target is a file, or a folder that is not empty.
 
@@ -159,8 +178,13 @@ def convert(
         keep_embeddings=keep_embeddings,
         group_size_fallback=group_size_fallback,
         allow_requantize=allow_requantize,
+        prune=prune,
+        method=method,
+        options=options,
     )
     request = Request(batch, objective, AUTO_ERROR if max_error is None else max_error)
+    known = str(stats) if isinstance(stats, str | os.PathLike) else stats or {}
+    job = Job(request, load_profile(), known, seed, asked.options)
     _check_options(max_shard_size, workers, task)
     restore_sizes(target, single)
     with open_reader(source, io=io) as reader:
@@ -168,7 +192,7 @@ def convert(
         if delete_source and reader.format != "safetensors":
             raise PumiceError(f"delete_source: expected a safetensors source, got {reader.format}")
         limit = None if single else max_shard_size
-        plan = Plan.of(reader, Origin.of(source, reader, io), asked, request, {"max_shard_size": limit})
+        plan = Plan.of(reader, Origin.of(source, reader, io), asked, job, {"max_shard_size": limit})
         count = workers or cpus()
         if executor is None:
             count = workers_within(plan, count, max_memory)
@@ -179,7 +203,7 @@ def convert(
         if not going_on:
             refuse_existing(target, single, overwrite)
         with Work(target, single, plan.identity, resume=going_on, restart=overwrite, task=task) as work:
-            crew = _Crew(plan, work, request, executor, count, progress)
+            crew = _Crew(plan, work, job, executor, count, progress)
             try:
                 if task is not None:
                     crew.encode(plan.share(*task))
@@ -190,7 +214,7 @@ def convert(
                 if not published:
                     refuse_existing(target, single, overwrite)
                     crew.fill(shards, commit)
-                reports = tuple(_report(step, shards.infos[step.name]) for step in plan.steps)
+                reports = tuple(_report(step, shards) for step in plan.steps)
                 if not published:
                     _check_errors(reports, max_error)
                     config = partial(_config, shards.infos, asked.scheme)
@@ -214,26 +238,23 @@ class _Crew:
         self,
         plan: Plan,
         work: Work,
-        request: Request,
+        job: Job,
         executor: Executor | None,
         count: int,
         progress: Progress | None,
     ) -> None:
-        self._plan, self._work, self._request = plan, work, request
+        self._plan, self._work, self._job = plan, work, job
         self._executor, self._count, self._progress = executor, count, progress
 
     def encode(self, steps: Sequence[Step], ready: Ready = lambda *_: None, done: int = 0) -> None:
         """Encode the chunks of some steps; `done` bytes were encoded before."""
         tally = Tally(done + step_nbytes(steps), self._progress, done)
-        pool = None if self._executor else ThreadPoolExecutor(self._count, "pumice-encode")
+        pool = self._executor or ThreadPoolExecutor(self._count, "pumice-encode")
         try:
-            with options(threads=1):  # of each worker
-                Drive(
-                    self._plan, self._work, self._executor or pool, 2 * self._count, ready, tally, self._request,
-                    load_profile(),
-                ).run(steps)  # fmt: skip
+            with products(threads=1):  # of each worker
+                Drive(self._plan, self._work, pool, 2 * self._count, ready, tally, self._job).run(steps)
         finally:
-            if pool is not None:
+            if self._executor is None:
                 pool.shutdown(cancel_futures=True)
             forget()
 
@@ -251,12 +272,16 @@ class _Crew:
             shards.abort()
 
 
-def _report(step: Step, written: TensorInfo | None = None) -> TensorReport:
-    choice, info = step.choice, written or step.info
-    why = f"{choice.why}, auto" if choice.scheme == AUTO else choice.why
+def _report(step: Step, shards: Shards | None = None) -> TensorReport:
+    """What became of a tensor, or of those of a task what there is to say before."""
+    choice, info = step.choice, step.info if shards is None else shards.infos[step.name]
+    chosen = choice.scheme == AUTO and not choice.whole
     error = None if step.copied else info.notes.get("error")
-    after = None if written is None else written.nbytes
-    return TensorReport(step.name, info.shape, info.dtype, step.info.nbytes, after, error, why)
+    return TensorReport(
+        step.name, info.shape, info.dtype, step.info.nbytes, None if shards is None else info.nbytes,
+        error if isinstance(error, float) else None, f"{choice.why}, auto" if chosen else choice.why,
+        None if shards is None else shards.output_errors.get(step.name),
+    )  # fmt: skip
 
 
 def _check_options(max_shard_size: int, workers: int | None, task: tuple[int, int] | None) -> None:

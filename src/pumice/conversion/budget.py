@@ -55,6 +55,9 @@ def _footprint(plan: Plan) -> int:
     largest = PANELS * PANEL_BYTES
     for step in plan.steps:
         if not step.copied:
+            if step.choice.whole:
+                largest = max(largest, PANELS * 4 * math.prod(step.info.shape))
+                continue
             row, scheme = 4 * math.prod(step.stored[1:]), step.choice.scheme
             unit = 32 if scheme in (None, AUTO) else LAYOUTS[scheme.layout].chunk_rows(scheme)
             rows = min(unit, step.stored[0]) * row

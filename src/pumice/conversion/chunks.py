@@ -12,14 +12,14 @@ import secrets
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pumice._core import native
-from pumice.checkpoint import TensorInfo, open_reader
+from pumice.checkpoint import TensorInfo, load, open_reader
 from pumice.checkpoint.base import Reader
 from pumice.checkpoint.publication import sync_folders, write_all
 from pumice.choice import Request, choose, panel_rows
@@ -28,12 +28,16 @@ from pumice.layouts import LAYOUTS, CompactArray
 from pumice.layouts.registry import build
 from pumice.ops import compress
 from pumice.profile import Profile
-from pumice.scheme import Scheme
+from pumice.pruning import prune_and_compress
+from pumice.recipe import Treatment, options_for
+from pumice.report import Loss
+from pumice.scheme import AUTO, Scheme
+from pumice.statistics import CalibrationStats, Moments, moments_of
 from pumice.values.base import F32, Array
 
 PANEL_BYTES = 4 << 20  # of float32 weights that are encoded at a time: what a second-level cache holds a few of
 ALIGNMENT = 64
-NOISE, SIGNAL = ".noise", ".signal"  # beside the parts of a chunk: energies of its rows, what the error is made of
+LOSS = ".loss"  # and a number: beside the parts of a chunk, the energies of its rows that the error is made of
 
 
 File = tuple[str, int, int]
@@ -67,10 +71,55 @@ def check_files(files: Iterable[File]) -> None:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Rows [start, stop) of a matrix as it will be stored, and what becomes of them.
+class Job:
+    """What holds for all weights of a conversion. `stats` is a mapping, or the file that holds it."""
 
-    `files` are those that hold the tensor; `folder` is where the result goes; `wide` asks for float32 scales, where another chunk of the tensor needs them.
+    request: Request
+    profile: Profile
+    stats: Mapping[str, Moments] | str
+    seed: int
+    options: Mapping[str, Any]
+
+    def only(self, name: str) -> Job:
+        """What one weight needs of it, to be sent with a task."""
+        if isinstance(self.stats, str):
+            return self
+        return replace(self, stats={name: self.stats[name]} if name in self.stats else {})
+
+    def known(self) -> Mapping[str, Moments]:
+        """The statistics."""
+        return _statistics(self.stats) if isinstance(self.stats, str) else self.stats
+
+    def compact(self, name: str, w: F32, choice: Treatment, scale_dtype: Any) -> CompactArray:
+        """Rows of a weight, or all of it where the treatment asks for that. Errors name the weight."""
+        assert choice.scheme is not None
+        if not choice.whole:
+            return compress(w, choice.scheme, scale_dtype=scale_dtype)  # type: ignore[no-any-return]
+        own, known = dict(options_for(choice, self.options)), self.known()
+        stats = {name: known[name]} if name in known else None
+        if choice.scheme == AUTO:
+            own |= {"batch": self.request.batch, "objective": self.request.objective}
+            own |= {"max_error": self.request.max_error}
+        if choice.prune is None:
+            found = compress({name: w}, choice.scheme, method=choice.method, stats=stats, **own)
+        else:
+            found = prune_and_compress(
+                {name: w}, choice.scheme, choice.prune, method=choice.method, stats=stats, seed=self.seed, **own
+            )
+        return found[name]  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=1)
+def _statistics(path: str) -> Mapping[str, Moments]:
+    return CalibrationStats.unpack(load(path))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a matrix as it will be stored, and what becomes of them; all rows where methods need them.
+
+    `files` are those that hold the tensor; `folder` is where the result goes; `wide` asks for float32 scales, where
+    another chunk of the tensor needs them.
     """
 
     origin: Origin
@@ -78,8 +127,8 @@ class Chunk:
     folder: str
     name: str
     info: TensorInfo
-    scheme: str
-    in_axis: int
+    choice: Treatment
+    job: Job
     start: int
     stop: int
     key: str
@@ -89,7 +138,7 @@ class Chunk:
     @property
     def stored(self) -> tuple[int, ...]:
         """The shape of the rows."""
-        shape = self.info.shape if self.in_axis == 1 else self.info.shape[::-1]
+        shape = self.info.shape if self.choice.in_axis == 1 else self.info.shape[::-1]
         return (self.stop - self.start, *shape[1:])
 
 
@@ -101,15 +150,15 @@ class Choosing:
     name: str
     info: TensorInfo
     in_axis: int
-    request: Request
-    profile: Profile
+    job: Job
 
 
 @dataclass(frozen=True)
 class Done:
-    """A chunk's file: its size and its CRC-32, and the dtypes of its parts."""
+    """A chunk's file: its size and its CRC-32, the scheme and the dtypes of its parts."""
 
     key: str
+    scheme: str
     nbytes: int
     crc: int
     dtypes: Mapping[str, str]
@@ -123,14 +172,12 @@ def encode(chunk: Chunk) -> Done:
         native.set_num_threads(1)
     reader = reader_of(chunk.origin)
     try:
-        dtypes, parts = _encode(reader, chunk, np.float32 if chunk.wide else None)
+        scheme, dtypes, parts = _encode(reader, chunk, np.float32 if chunk.wide else None)
     except _WiderScales:
-        dtypes, parts = _encode(reader, chunk, np.float32)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{chunk.name}: {error}") from error
+        scheme, dtypes, parts = _encode(reader, chunk, np.float32)
     check_files(chunk.files)
     nbytes, crc = _write(Path(chunk.folder) / chunk.key, parts)
-    return Done(chunk.key, nbytes, crc, dtypes)
+    return Done(chunk.key, scheme, nbytes, crc, dtypes)
 
 
 def choose_scheme(task: Choosing) -> str:
@@ -144,13 +191,10 @@ def choose_scheme(task: Choosing) -> str:
             rows = read_rows(reader, task.name, shape, task.in_axis, start, min(start + step, stored[0]))
             with np.errstate(over="ignore"):
                 exact = np.ascontiguousarray(rows, np.float32)
-            check_finite(rows, exact, start, task.in_axis)
+            check_finite(task.name, rows, exact, start, task.in_axis)
             yield exact.reshape(len(rows), cols)
 
-    try:
-        return choose(stored, panels, task.request, task.profile).scheme
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{task.name}: {error}") from error
+    return choose(stored, panels, task.job.request, task.job.profile).scheme
 
 
 def run(task: Chunk | Choosing) -> Done | str:
@@ -199,42 +243,46 @@ class _WiderScales(Exception):
     """A panel needs float32 scales, and those before it have float16."""
 
 
-def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[dict[str, str], dict[str, list[Array]]]:
-    """dtypes of the parts, and their blocks."""
-    scheme, stored = Scheme.parse(chunk.scheme), chunk.stored
-    step = chunk_rows(scheme, stored, PANEL_BYTES)
+def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str, str], dict[str, list[Array]]]:
+    """The scheme, dtypes of the parts, and their blocks."""
+    choice, stored, known = chunk.choice, chunk.stored, chunk.job.known()
+    assert choice.scheme is not None
+    scheme, in_axis = str(choice.scheme), choice.in_axis
+    step = max(1, stored[0]) if choice.whole else chunk_rows(choice.scheme, stored, PANEL_BYTES)
+    loss = Loss(moments_of(chunk.name, chunk.name, known, math.prod(stored[1:])) if chunk.name in known else None)
     dtypes: dict[str, str] = {}
     parts: dict[str, list[Array]] = {}
     written: dict[str, int] = {}
     for start in range(chunk.start, max(chunk.stop, chunk.start + 1), step):
-        stop = min(start + step, chunk.stop)
-        rows = read_rows(reader, chunk.name, chunk.info.shape, chunk.in_axis, start, stop)
+        rows = read_rows(reader, chunk.name, chunk.info.shape, in_axis, start, min(start + step, chunk.stop))
         with np.errstate(over="ignore"):  # too large for float32 is reported, too
             exact = np.ascontiguousarray(rows, np.float32)
         try:
-            array = compress(exact, scheme, scale_dtype=scale_dtype)
-        except NonFiniteError:
-            check_finite(rows, exact, start, chunk.in_axis)
-            raise
+            array = chunk.job.compact(chunk.name, exact, choice, scale_dtype)
+        except NonFiniteError as error:
+            check_finite(chunk.name, rows, exact, start, in_axis)
+            raise error if choice.whole else NonFiniteError(f"{chunk.name}: {error}") from error
         found = {part: array.part_dtype(part) for part in array.parts()}
         if dtypes and found != dtypes:  # float32 holds what float16 does
             raise _WiderScales
-        dtypes = found
-        noise, signal = native.row_energies(_flat(exact), _flat(array.to_dense()))
-        for part, block in (array.blocks(written, stored) | {NOISE: noise, SIGNAL: signal}).items():
+        dtypes, scheme = found, array.scheme
+        loss.add(exact, array)
+        for part, block in array.blocks(written, stored).items():
             parts.setdefault(part, []).append(block)
             written[part] = written.get(part, 0) + len(block)
-    return dtypes, parts
+    parts |= {LOSS + str(i): [np.array(energies)] for i, energies in enumerate(loss.energies)}
+    return scheme, dtypes, parts
 
 
-def check_finite(rows: Array, exact: F32, start: int, in_axis: int) -> None:
+def check_finite(name: str, rows: Array, exact: F32, start: int, in_axis: int) -> None:
     """Raise NonFiniteError, with the index in the whole tensor, unless rows are finite as float32."""
     bad = native.first_nonfinite(_flat(exact))
     if bad >= 0:
         index = [int(i) for i in np.unravel_index(bad, rows.shape)]
         index[0] += start
         value = rows.reshape(-1)[bad]
-        raise NonFiniteError(f"expected finite values, got {value} at index {tuple(index if in_axis else index[::-1])}")
+        where = tuple(index if in_axis else index[::-1])
+        raise NonFiniteError(f"{name}: expected finite values, got {value} at index {where}")
 
 
 def _flat(values: F32) -> F32:
@@ -316,15 +364,20 @@ class ChunkFile:
         dtype, shape, offset = self._table[part]
         nbytes = np.dtype(dtype).itemsize * math.prod(shape)
         begin = self._data + offset
-        return self._bytes[begin : begin + nbytes].view(np.ndarray).view(dtype).reshape(shape)
+        array: Array = self._bytes[begin : begin + nbytes].view(np.ndarray).view(dtype).reshape(shape)
+        return array
 
     def compact(self, scheme: Scheme, stored: tuple[int, ...]) -> CompactArray:
         """The chunk as an array of its own."""
-        parts = {part: self.array(part) for part in self._table if part not in (NOISE, SIGNAL)}
+        parts = {part: self.array(part) for part in self._table if not part.startswith(LOSS)}
         try:
             return build(scheme, stored, parts)
         except FormatError as error:
             raise FormatError(self.path, error.tensor, error.rule, error.got, "was the file changed?") from error
+
+    def energies(self) -> list[list[float]]:
+        """What `Loss` has of the rows."""
+        return [self.array(LOSS + str(i)).tolist() for i in range(4)]
 
     def offset(self, block: Array) -> int | None:
         """Where in the file a block is; None for one in memory."""

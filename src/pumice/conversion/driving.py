@@ -8,20 +8,18 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pumice.choice import Request
-from pumice.conversion.chunks import Choosing, Chunk, Done, run
+from pumice.conversion.chunks import Choosing, Chunk, Done, Job, run
 from pumice.conversion.plan import Plan, Step
 from pumice.conversion.work import Work
-from pumice.profile import Profile
 from pumice.scheme import AUTO, Scheme
 
 Progress = Callable[[str, int, int], None]
 """Called with (name, bytes done, bytes in all) as a conversion goes on."""
-Ready = Callable[[Step, Scheme | None, list[Done]], None]
-"""Called with a tensor, its scheme (None: it is copied) and its chunks in order."""
+Ready = Callable[[Step, list[Done]], None]
+"""Called with a tensor and its chunks in order; none if it is copied."""
 
 
 @dataclass
@@ -67,11 +65,10 @@ class Drive:
         ahead: int,
         ready: Ready,
         tally: Tally,
-        request: Request,
-        profile: Profile,
+        job: Job,
     ) -> None:
         self._plan, self._work, self._executor, self._ahead = plan, work, executor, ahead
-        self._ready, self._tally, self._request, self._profile = ready, tally, request, profile
+        self._ready, self._tally, self._job = ready, tally, job
         self._chunk_bytes = plan.identity["layout"]["chunk_bytes"]
         self._todo: deque[tuple[_Open, Chunk | Choosing]] = deque()
         self._running: dict[Future[Any], tuple[_Open, Chunk | Choosing]] = {}
@@ -114,12 +111,10 @@ class Drive:
         if step.copied:
             return
         scheme = step.choice.scheme
-        if scheme == AUTO:
+        if scheme == AUTO and not step.choice.whole:
             known = self._work.schemes.get(step.name)
             if known is None:
-                task = Choosing(
-                    self._plan.origin, step.name, step.info, step.choice.in_axis, self._request, self._profile
-                )
+                task = Choosing(self._plan.origin, step.name, step.info, step.choice.in_axis, self._job.only(step.name))
                 self._todo.append((opened, task))
                 return
             scheme = Scheme.parse(known)
@@ -141,9 +136,10 @@ class Drive:
 
     def _chunk(self, opened: _Open, start: int, wide: bool = False) -> Chunk:
         step, origin = opened.step, self._plan.origin
+        files, choice = tuple(origin.files[i] for i in step.files), replace(step.choice, scheme=opened.scheme)
         return Chunk(
-            origin, tuple(origin.files[i] for i in step.files), str(self._work.chunks), step.name, step.info,
-            str(opened.scheme), step.choice.in_axis, start, opened.stops[start], step.key(start, wide), wide, os.getpid(),
+            origin, files, str(self._work.chunks), step.name, step.info, choice, self._job.only(step.name), start,
+            opened.stops[start], step.key(start, wide), wide, os.getpid(),
         )  # fmt: skip
 
     def _take(self, future: Future[Any]) -> None:
@@ -188,7 +184,7 @@ class Drive:
             chunks = [done for done in first.chunks.values() if done is not None]
             if first.step.copied:
                 self._tally.add(first.step.name, first.step.info.nbytes)
-            self._written.append(writer.submit(self._ready, first.step, first.scheme, chunks))
+            self._written.append(writer.submit(self._ready, first.step, chunks))
 
     def _stop(self) -> None:
         """Cancel what waits, and keep what is at work."""

@@ -15,11 +15,12 @@ from pumice.checkpoint.base import Reader
 from pumice.checkpoint.conventions.manifest import tensor_name
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.choice import Request
-from pumice.conversion.chunks import Origin, chunk_rows
+from pumice.conversion.chunks import Job, Origin, chunk_rows
 from pumice.errors import PumiceError
 from pumice.ops import compress
 from pumice.recipe import Recipe, Treatment
 from pumice.scheme import AUTO, Scheme
+from pumice.statistics import Moments
 
 CHUNK_BYTES = 32 << 20  # of float32 weights in a chunk: what a worker loses when it is killed
 
@@ -40,7 +41,7 @@ class Step:
         """Whether it stays as it is."""
         choice, info = self.choice, self.info
         same = info.compact and info.dtype == str(choice.scheme) and info.in_axis == choice.in_axis
-        return choice.scheme is None or same
+        return choice.scheme is None or (same and not choice.whole)
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -49,7 +50,8 @@ class Step:
 
     def chunks(self, scheme: Scheme, nbytes: int) -> list[tuple[int, int]]:
         """The row ranges that are encoded one by one."""
-        rows, step = self.stored[0], chunk_rows(scheme, self.stored, nbytes)
+        rows = self.stored[0]
+        step = max(rows, 1) if self.choice.whole else chunk_rows(scheme, self.stored, nbytes)
         return [(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
 
     def key(self, start: int, wide: bool = False) -> str:
@@ -66,7 +68,7 @@ class Plan:
     identity: Mapping[str, Any]
 
     @classmethod
-    def of(cls, reader: Reader, origin: Origin, recipe: Recipe, request: Request, layout: Mapping[str, Any]) -> Plan:
+    def of(cls, reader: Reader, origin: Origin, recipe: Recipe, job: Job, layout: Mapping[str, Any]) -> Plan:
         """Plan a conversion; `layout` is what else decides on the bytes of the target."""
         from pumice import __version__
 
@@ -78,16 +80,16 @@ class Plan:
         steps = tuple(Step(i, name, infos[name], choices[name], held[name]) for i, name in enumerate(names))
         _check_names(steps)
         listing = json.dumps([[n, infos[n].dtype, infos[n].shape, infos[n].nbytes] for n in sorted(infos)])
-        chosen = {"batch": request.batch, "objective": request.objective, "max_error": request.max_error}
         auto = any(choice.scheme == AUTO for choice in choices.values())
         identity = {
             "version": __version__,
             "source": {file: list(state) for file, *state in origin.files},
             "tensors": hashlib.sha256(listing.encode()).hexdigest(),
-            "recipe": recipe_table(recipe) | (chosen if auto else {}),
+            "recipe": recipe_table(recipe) | {"seed": job.seed} | (_request_table(job.request) if auto else {}),
+            "stats": digest_of(job.stats),
             "layout": {**layout, "chunk_bytes": CHUNK_BYTES},
         }
-        return cls(origin, steps, json.loads(json.dumps(identity)))
+        return cls(origin, steps, json.loads(json.dumps(identity, default=str)))
 
     def share(self, i: int, n: int) -> tuple[Step, ...]:
         """The steps of task i of n (from 1): the largest first, each to the task that has the least."""
@@ -103,7 +105,7 @@ class Plan:
     @property
     def provenance(self) -> dict[str, str]:
         """What the target says of how it was made; no times, so that two runs give the same bytes."""
-        table = {key: self.identity[key] for key in ("version", "tensors", "recipe")}
+        table = {key: self.identity[key] for key in ("version", "tensors", "recipe", "stats")}
         table["source_bytes"] = sum(size for _, size, _ in self.origin.files)
         return {"conversion": json.dumps(table, separators=(",", ":"), sort_keys=True)}
 
@@ -112,8 +114,23 @@ def recipe_table(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON."""
     table = asdict(recipe)
     table["scheme"] = None if recipe.scheme is None else str(recipe.scheme)
-    rules = [[r.match, None if r.scheme is None else str(r.scheme), r.in_axis] for r in recipe.rules]
+    rules = [[r.match, None if r.scheme is None else str(r.scheme), r.in_axis, r.prune, r.method] for r in recipe.rules]
     return table | {"rules": rules}
+
+
+def _request_table(request: Request) -> dict[str, Any]:
+    return {"batch": request.batch, "objective": request.objective, "max_error": request.max_error}
+
+
+def digest_of(stats: Mapping[str, Moments] | str) -> str | None:
+    """SHA-256 of the statistics; None without any."""
+    if isinstance(stats, str):
+        with open(stats, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for name in sorted(stats):
+        whole.update(name.encode() + stats[name].pack().tobytes())
+    return whole.hexdigest() if stats else None
 
 
 def readable_infos(reader: Reader) -> dict[str, TensorInfo]:

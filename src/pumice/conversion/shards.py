@@ -20,10 +20,12 @@ from pumice.checkpoint.publication import (
 )
 from pumice.checkpoint.safetensors import SafetensorsContainer
 from pumice.checkpoint.writer import shard_index
-from pumice.conversion.chunks import NOISE, PANEL_BYTES, SIGNAL, ChunkFile, Done, check_files
+from pumice.conversion.chunks import PANEL_BYTES, ChunkFile, Done, check_files
 from pumice.conversion.plan import Plan, Step
 from pumice.conversion.work import Work
 from pumice.errors import PumiceError
+from pumice.recipe import Treatment
+from pumice.report import Loss
 from pumice.scheme import Scheme
 
 Attach = Mapping[str, Callable[[IO[bytes]], object]]
@@ -48,7 +50,9 @@ class Shards:
         self._spent: list[Path] = []  # chunks that are in the shard which is filled
         self.paths: list[Path] = []
         self.infos: dict[str, TensorInfo] = {}
-        self.schemes: dict[str, Scheme] = {}
+        self.output_errors: dict[
+            str, float
+        ] = {}  # of layers; beside the manifest, since BLAS may differ in the last bits
         self._first = 0
         for line in work.shards:
             path = self._path(len(self.paths))
@@ -56,6 +60,7 @@ class Shards:
                 break
             self._count(path)
             self._first = line["stop"]
+            self.output_errors |= line["output_errors"]
         self._stop = self._first
 
     @property
@@ -70,12 +75,12 @@ class Shards:
         there = {(folder / name).stat().st_ino for name in names if (folder / name).is_file()}
         return not self.missing and bool(self.paths) and all(path.stat().st_ino in there for path in self.paths)
 
-    def add(self, step: Step, scheme: Scheme | None, chunks: list[Done]) -> None:
+    def add(self, step: Step, chunks: list[Done]) -> None:
         """The next tensor of the plan."""
-        if scheme is None:
+        if step.copied:
             self._copy(step)
         else:
-            self._join(step, scheme, chunks)
+            self._join(step, chunks)
         self._stop = step.index + 1
 
     def close(self) -> None:
@@ -86,7 +91,8 @@ class Shards:
         writer.commit()
         path = self._path(len(self.paths))
         self._count(path)
-        self._work.note("shard", {"shard": len(self.paths) - 1, "stop": self._stop, "nbytes": path.stat().st_size})
+        line = {"shard": len(self.paths) - 1, "stop": self._stop, "nbytes": path.stat().st_size}
+        self._work.note("shard", line | {"output_errors": self.output_errors})
         for chunk in self._spent:
             chunk.unlink(missing_ok=True)
         self._writer, self._nbytes, self._spent = None, 0, []
@@ -158,18 +164,16 @@ class Shards:
                 writer.write("", reader.rows(name, start, min(start + rows, count)))
         check_files(self._plan.origin.files[i] for i in step.files)
 
-    def _join(self, step: Step, scheme: Scheme, chunks: list[Done]) -> None:
+    def _join(self, step: Step, chunks: list[Done]) -> None:
         """The chunks of a tensor, one after the other: blocks that are in their files stay there until the shard is
         written."""
-        step_chunks = step.chunks(scheme, self._plan.identity["layout"]["chunk_bytes"])
+        scheme, in_axis = Scheme.parse(chunks[0].scheme), step.choice.in_axis
+        cuts = step.chunks(scheme, self._plan.identity["layout"]["chunk_bytes"])
         writer = self._room_for(sum(done.nbytes for done in chunks))
-        writer.begin(
-            step.name, TensorInfo(step.info.shape, str(scheme), parts=chunks[0].dtypes, in_axis=step.choice.in_axis)
-        )
+        writer.begin(step.name, TensorInfo(step.info.shape, str(scheme), parts=chunks[0].dtypes, in_axis=in_axis))
         written: dict[str, int] = {}
-        noise: list[float] = []
-        signal: list[float] = []
-        for done, (start, stop) in zip(chunks, step_chunks, strict=True):
+        loss = Loss()
+        for done, (start, stop) in zip(chunks, cuts, strict=True):
             path = self._work.chunks / done.key
             file = ChunkFile(path)
             array = file.compact(scheme, (stop - start, *step.stored[1:]))
@@ -177,11 +181,12 @@ class Shards:
                 offset = file.offset(block)
                 writer.write(part, block, None if offset is None else (path, offset))
                 written[part] = written.get(part, 0) + len(block)
-            noise += file.array(NOISE).tolist()
-            signal += file.array(SIGNAL).tolist()
+            for all_rows, rows in zip(loss.energies, file.energies(), strict=True):
+                all_rows += rows
             self._spent.append(path)
-        energy = math.fsum(signal)  # exact: it has the same bits however the rows were cut
-        writer.note(source=step.info.dtype, error=math.sqrt(math.fsum(noise) / energy) if energy else 0.0)
+        writer.note(source=step.info.dtype, error=loss.error, **_notes(step.choice))
+        if loss.output_error is not None:
+            self.output_errors[step.name] = loss.output_error
 
     def _empty_sources(self, shard: Path) -> None:
         """Take the bytes of each file of the source that is no longer needed; its header stays, for a resume."""
@@ -200,6 +205,12 @@ class Shards:
                 self._work.emptied[file] = size
                 source.truncate(min(header, size))
                 source.truncate(size)
+
+
+def _notes(choice: Treatment) -> dict[str, str]:
+    """For the manifest: what was done beside rounding to nearest."""
+    notes = {} if choice.prune is None else {"prune": str(choice.prune)}
+    return notes if choice.method is None else notes | {"method": choice.method}
 
 
 def _tensors(path: Path) -> dict[str, int]:

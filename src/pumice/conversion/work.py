@@ -114,10 +114,13 @@ class Work:
 
     def covers(self, step: Step, plan: Plan) -> bool:
         """Whether all chunks of a tensor are noted."""
-        known = self.schemes.get(step.name) if step.choice.scheme == AUTO else step.choice.scheme
+        chosen = step.choice.scheme == AUTO and not step.choice.whole
+        known = self.schemes.get(step.name) if chosen else step.choice.scheme
         if step.copied or known is None:
             return step.copied
-        cuts = step.chunks(Scheme.parse(known), plan.identity["layout"]["chunk_bytes"])
+        cuts = step.chunks(
+            known if isinstance(known, Scheme) else Scheme.parse(known), plan.identity["layout"]["chunk_bytes"]
+        )
         return all(step.key(start) in self.done or step.key(start, True) in self.done for start, _ in cuts)
 
     def discard(self) -> None:
