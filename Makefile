@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn interop lint bench bench-sparse bench-compare bench-llama bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn test-dask interop lint bench bench-sparse bench-compare bench-llama bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert a language model and a sentence encoder to int8, int4 ... and run them from the compact files"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-keras     the tests of pumice.keras on the torch backend (.venv-torch)"
 	@echo "make test-keras-jax test-keras-tensorflow  the same on these backends (.venv-jax, .venv-tensorflow)"
 	@echo "make test-sklearn   the tests of pumice.sklearn"
+	@echo "make test-dask      conversion on a Dask cluster (.venv-dask)"
 	@echo "make interop      our files in transformers and compressed-tensors (.venv-interop: torch too, a few minutes to install)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
@@ -120,6 +121,12 @@ test-keras-jax test-keras-tensorflow: test-keras-%: pyproject.toml
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(KERAS_PACKAGE)
 	@echo "== running the tests of pumice.keras on its $* backend"
 	@KERAS_BACKEND=$* .venv-$*/bin/python -m pytest -q tests/keras
+
+DASK := .venv-dask
+test-dask: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(DASK) $(DASK)/with-test $(DASK)/with-dask
+	@echo "== converting on a Dask cluster that loses a worker"
+	@$(DASK)/bin/python -m pytest -q tests/dask
 
 test-sklearn: $(VENV)/with-test $(VENV)/with-sklearn
 	@$(BIN)/python -m pytest -q tests/sklearn
@@ -242,3 +249,5 @@ huge: $(VENV)/with-test
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(ALGORITHMS) $(TORCH) .venv-jax .venv-tensorflow $(INTEROP) $(INTEROP_GGUF) build dist
+
+	rm -rf $(VENV) $(DASK) $(PEERS) $(ALGORITHMS) $(TORCH) $(INTEROP) $(INTEROP_GGUF) build dist
