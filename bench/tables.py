@@ -193,8 +193,8 @@ def write_page(path: Path, found: dict[str, str]) -> None:
     """Replace what stands between the markers of the page; blocks that were not measured stay."""
     text = path.read_text("utf-8")
     for name, body in found.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m, body=body: m[1] + body + m[2], text)
+        pattern = re.compile(rf"(<!-- {name} -->\n)(?:.*?\n)??(<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda m, body=body: m[1] + body + "\n" + m[2], text)
         if count != 1:
             raise SystemExit(f"{path}: expected one place for {name!r}, found {count}")
     path.write_text(text, "utf-8")

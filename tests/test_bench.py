@@ -135,6 +135,14 @@ def test_weights_have_the_zeros_that_their_names_say(bench: Any) -> None:
     assert weights.weights(0, 0, "lyra conv_to_gates")["conv_to_gates"].shape == (3072, 1024)
 
 
+def test_an_empty_place_of_a_page_is_filled_and_nothing_after_it_is_lost(bench: Any, tmp_path: Path) -> None:
+    tables = bench("tables")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a -->\n<!-- end -->\nkept\n<!-- b -->\nold\n<!-- end -->\n")
+    tables.write_page(page, {"a": "new"})
+    assert page.read_text() == "<!-- a -->\nnew\n<!-- end -->\nkept\n<!-- b -->\nold\n<!-- end -->\n"
+
+
 def test_the_page_has_a_place_for_every_block(bench: Any, tmp_path: Path) -> None:
     tables, suites = bench("tables"), bench("suites")
     names = {*suites.SUITES, "losses", "machine", "sparse-targets", "sparse-machine"} - {"sparse-grid-large"}
