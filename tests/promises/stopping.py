@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def model(path: Path) -> None:
         stats.update(name, rng.standard_normal((300, 128)) @ rng.standard_normal((128, 128)))
     pm.save(path.with_name("stats.safetensors"), stats.pack())
     pm.save(path, weights | {"bias": rng.standard_normal(512)}, max_shard_size=300_000)
+    (path / "config.json").write_text('{"model_type": "none"}', "utf-8")
 
 
 def convert(root: Path, recipe: str, **options: Any) -> None:
@@ -53,7 +55,7 @@ def convert(root: Path, recipe: str, **options: Any) -> None:
 
 
 def digest(target: Path) -> str:
-    files = sorted(path for path in target.rglob("*") if path.is_file())
+    files = sorted(path for path in target.iterdir() if not path.name.startswith("."))
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
 
 
@@ -100,13 +102,16 @@ class Disk:
 def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> bool:
     """Convert in a fork, and stop it after some seconds; whether it was at work until then."""
     disk = Disk(root / "synced")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child can take it
     pid = os.fork()
-    if not pid:
+    if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    else:
         code = 1
         try:
-            if how == "power cut":
-                disk.watch()
+            disk.watch()  # whatever stops this one: what it synced outlives the power cut of a later one
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             encoded = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             run = driving.run
 
@@ -120,6 +125,8 @@ def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> boo
             code = 0
         except KeyboardInterrupt:
             code = 75
+        except BaseException:
+            traceback.print_exc()  # what the parent's assertion is about
         finally:
             os._exit(code)
     time.sleep(seconds)
@@ -149,11 +156,9 @@ def main(root: Path, stops: int, recipe: str) -> None:
         if stopped(root, recipe, rng.uniform(0, span * 0.7), how, log):
             counts[how] += 1
             since += 1
-            if (root / "out").exists() and {p.name for p in (root / "out").iterdir()} > {FOLDER}:
-                done = [p for p in (root / "out").iterdir() if p.name.endswith(".json")]
-                if done and digest(root / "out") != expected and not (root / "out" / FOLDER).exists():
-                    broken.append(f"{how}: something was published that is not whole")
-            continue
+            if (root / "out" / FOLDER).exists() or not (root / "out").exists() or not any((root / "out").iterdir()):
+                continue
+            # It was stopped when all was done but the end of its own folder: there is nothing to go on with.
         if digest(root / "out") != expected:
             broken.append("the bytes differ after --resume")
         lines = log.read_text().splitlines()

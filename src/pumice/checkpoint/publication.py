@@ -18,7 +18,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -32,15 +32,17 @@ Staged = tuple[Path, str]
 """Where a file is, and the name in the folder that it is to get."""
 
 
-def refuse_existing(place: Path, single: bool, overwrite: bool) -> None:
-    """Raise FileExistsError where a file, or a folder that is not empty, would be replaced unasked."""
+def refuse_existing(place: Path, single: bool, overwrite: bool, own: Collection[str] = ()) -> None:
+    """Raise FileExistsError where a file, or a folder that is not empty, would be replaced unasked. Files that are the
+    caller's `own`, of a publication that was stopped, may be there."""
     if overwrite or not place.exists():
         return
     if single:
         got = "a file"
     else:
         names = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
-        visible = next((name for name in names if not any(part.startswith(".") for part in name.parts)), None)
+        others = (name for name in names if str(name) not in own)
+        visible = next((name for name in others if not any(part.startswith(".") for part in name.parts)), None)
         if visible is None:
             return
         got = f"a folder that holds {str(visible)!r}"

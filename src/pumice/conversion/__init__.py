@@ -212,7 +212,7 @@ def convert(
                 shards = Shards(plan, work, reader, limit, delete_source)
                 published = going_on and shards.are_published(target)  # killed just before it would have ended
                 if not published:
-                    refuse_existing(target, single, overwrite)
+                    refuse_existing(target, single, overwrite, work.published)
                     crew.fill(shards, commit)
                 reports = tuple(_report(step, shards) for step in plan.steps)
                 if not published:

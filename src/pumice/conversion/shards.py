@@ -112,12 +112,13 @@ class Shards:
             beside = [publication.stage(name, fill) for name, fill in attach.items()]
             staged = [publication.adopt(path, target.name if single else SINGLE) for path in self.paths]
             with publication.exclusive():
-                refuse_existing(target, single, overwrite)
+                refuse_existing(target, single, overwrite, self._work.published)
                 if len(staged) > 1:
                     names = shard_names(publication.folder, len(staged))
                     text = shard_index((name, _tensors(path)) for name, path in zip(names, self.paths, strict=True))
                     index = publication.stage(INDEX, lambda out: write_all(out, text))
                     staged = [*((path, name) for (path, _), name in zip(staged, names, strict=True)), index]
+                self._work.note("publishing", [name for _, name in (*beside, *staged)])
                 publication.publish(staged, beside, whole=not single)
                 publication.finish()
         except BaseException:

@@ -72,12 +72,15 @@ class Work:
         self.path, self.target = place_of(target, single), target
         self.chunks = self.path / "chunks"
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()][1:]
+        self._gone = self.path.with_name(self.path.name + ".gone")
+        shutil.rmtree(self._gone, ignore_errors=True)  # of one that was stopped while it removed its own
         self._lock = self._locked(shared=task is not None)
         self._journal: IO[bytes] | None = None
         self.done: dict[str, Done] = {}
         self.schemes: dict[str, str] = {}
         self.shards: list[dict[str, Any]] = []
         self.emptied: dict[str, int] = {}
+        self.published: set[str] = set()  # names of files that may be there from a publication that was stopped
         name = "journal" if task is None else f"journal.{task[0]}-of-{task[1]}"
         try:
             if task is not None:
@@ -124,8 +127,11 @@ class Work:
         return all(step.key(start) in self.done or step.key(start, True) in self.done for start, _ in cuts)
 
     def discard(self) -> None:
-        """Remove everything, and the folders that were made for it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove everything, and the folders that were made for it. A stop meanwhile leaves no half of it that could be
+        taken for an unfinished conversion."""
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, self._gone)
+        shutil.rmtree(self._gone, ignore_errors=True)
         for folder in self._made:
             with contextlib.suppress(OSError):  # somebody may have put something there
                 folder.rmdir()
@@ -197,6 +203,8 @@ class Work:
                 self.schemes[value[0]] = value[1]
             elif kind == "shard":
                 self.shards.append(value)
+            elif kind == "publishing":
+                self.published.update(value)
 
     def _write_to(self, journal: Path, identity: Table) -> None:
         data = journal.read_bytes() if journal.exists() else b""
