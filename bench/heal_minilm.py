@@ -42,7 +42,7 @@ NEWS_SUMS = {
     "lee_background.cor": "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
 }
 MATRICES = r"encoder\.layer\.\d+\..*dense\.weight|encoder\.layer\.\d+\.attention\.self\."
-SEED, STEPS, BATCH, RATE, WARMUP = 0, 150, 16, 5e-4, 15
+SEED, STEPS, BATCH, RATE, WARMUP = 0, 300, 16, 5e-4, 15
 SPARSITY, CALIBRATION, LONGEST, NOVELS = 0.5, 480, 32, 2000
 LOOK = 50
 
