@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_coo_with_its_coordinates_in_one_array_is_read_as_scipy_reads_it() -> No
     blob = scipy_file(format=b"coo", indices=None, indptr=None, coords=coords)
     expected = sp.load_npz(io.BytesIO(blob)).toarray()
     np.testing.assert_array_equal(pm.load(blob)["array"].to_dense(), expected)
+
+
+def test_columns_that_a_csc_only_claims_cost_nothing() -> None:
+    """A fuzzer's find: 2^32 columns were numbered, 32 GB, before anybody looked how many the file has."""
+    blob = scipy_file(format=b"csc", shape=np.array([3, 2**32]))
+    tracemalloc.start()
+    with pytest.raises(pm.FormatError, match="indptr"):
+        pm.load(blob)["array"]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_an_empty_matrix_of_any_width_is_no_bomb() -> None:

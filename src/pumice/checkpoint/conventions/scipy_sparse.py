@@ -109,7 +109,10 @@ def _read(container: Container, tensors: tuple[str, ...], info: TensorInfo, bloc
     else:
         outer, inner = limits[::-1] if kind == "csc" else limits
         minor = _indices(parts["indices"], "indices", len(values), inner)
-        major = np.repeat(np.arange(outer), np.diff(_indptr(parts["indptr"], outer, len(minor))))
+        counts = np.diff(
+            _indptr(parts["indptr"], outer, len(minor))
+        )  # of the file, so not as long as the shape may say
+        major = np.repeat(np.arange(len(counts)), counts)
         if kind == "csc":
             major, minor = minor, major
     major, minor, values = _canonical(major, minor, values)
