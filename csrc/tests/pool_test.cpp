@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <ctime>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -234,23 +235,32 @@ int threads_of_a_short_job() {
   return seen.other ? 2 : 1;
 }
 
-// Jobs of a stream of short ones before the workers take part; -1 if they never do.
-int jobs_until_woken() {
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // they park
-  int jobs = 0;
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  while (threads_of_a_short_job() == 1) {
-    if (std::chrono::steady_clock::now() > end) return -1;
-    ++jobs;
-  }
-  return jobs;
+// Time that the calling thread did not run since `begun` (a job that the system interrupts looks long, and rightly wakes).
+std::chrono::nanoseconds interrupted(std::chrono::steady_clock::time_point begun, std::clock_t cpu) {
+  const double ran = static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC;  // of all threads, and the others are parked
+  return std::chrono::steady_clock::now() - begun - std::chrono::nanoseconds(static_cast<int64_t>(ran * 1e9));
 }
 
 void a_stream_of_short_jobs_wakes_the_workers() {
   set_num_threads(2);
-  int jobs = 0;  // a job during which the system took the processor away looks long, and wakes: so there are some turns
-  for (int turn = 0; turn < 5 && jobs >= 0 && jobs < 3; ++turn) jobs = jobs_until_woken();
-  CHECK(jobs > 2);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // they park
+  int undisturbed = 0;
+  for (int turn = 0; turn < 20 && undisturbed < 2; ++turn) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    const auto begun = std::chrono::steady_clock::now();
+    const std::clock_t cpu = std::clock();
+    bool alone = true;
+    for (int job = 0; job < 3; ++job) alone = alone && threads_of_a_short_job() == 1;
+    if (interrupted(begun, cpu) < std::chrono::microseconds(20)) {
+      CHECK(alone);
+      ++undisturbed;
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (threads_of_a_short_job() == 1 && std::chrono::steady_clock::now() < end) {
+    }
+    CHECK(std::chrono::steady_clock::now() < end);
+  }
+  CHECK(undisturbed > 0);
 }
 
 #if defined(__linux__)

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def test_a_conversion_that_is_stopped_ends_with_the_same_bytes(
     recipe: str, long: bool, count: Callable[[str, object], None], tmp_path: Path
 ) -> None:
-    stops = 200 if long else 3
+    stops = 200 if long else 6
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, HERE / "stopping.py", tmp_path, str(stops), recipe]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
@@ -62,7 +62,7 @@ def test_a_disk_that_was_full_at_any_moment_costs_nothing_but_time(
     faults: Path, long: bool, count: Callable[[str, object], None], tmp_path: Path
 ) -> None:
     environment = os.environ | {"LD_PRELOAD": str(faults), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    arguments = [str(HERE), str(tmp_path), str(faults), "1" if long else "97", str(errno.ENOSPC)]
+    arguments = [str(HERE), str(tmp_path), str(faults), "1" if long else "37", str(errno.ENOSPC)]
     command = [sys.executable, "-c", FULL_DISK, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
