@@ -31,19 +31,9 @@ template <int kApart, bool kTwoDigits>
 inline void quantize_matrix_row(const float* x, int64_t cols, int32_t zero, const QuantizedTiles& a, int64_t row, int64_t count,
                                 int64_t block, int64_t m) {
   constexpr int kPlanes = kTwoDigits ? 2 : 1;
-  const int64_t k = block * kBlock, width = cols - k < kBlock ? cols - k : kBlock, per_block = kBlock / a.segment;
-  const float* from = x + (row + m) * cols + k;
-  float ragged[kBlock], scale;
-  if (width < kBlock) {
-    for (int64_t i = 0; i < kBlock; ++i) ragged[i] = i < width ? from[i] : 0.0f;
-    from = ragged;
-  }
+  const int64_t per_block = kBlock / a.segment;
   int16_t codes[kBlock];
-  if (!quantize_block(from, kTwoDigits ? kTwoDigitLimit : kOneDigitLimit, codes, &scale)) {
-    for (int64_t i = 0; i < kBlock; ++i) codes[i] = 0;
-    scale = 0.0f;
-    __atomic_store_n(a.finite + row + m, uint8_t{0}, __ATOMIC_RELAXED);  // other threads may see other blocks of the row
-  }
+  const float scale = quantize_tile_row<kTwoDigits>(x, cols, a, row + m, block, codes);
   const int64_t plane = a.height * kBlock;
   store_digits<kApart, kPlanes>(codes, a.quads + (row * a.padded + block * plane) * kPlanes + m * kBlock, plane);
   a.steps[row * a.blocks + block * count + m] = scale;

@@ -15,14 +15,8 @@ void quantize_row(const float* x, int64_t cols, bool two_digits, QuantizedRows a
   float* scales = a.scales + row * a.blocks;
   bool finite = true;
   for (int64_t block = 0; block < a.blocks && finite; ++block) {
-    const int64_t k = block * kBlock, count = cols - k < kBlock ? cols - k : kBlock;
-    if (count == kBlock) {
-      finite = quantize_block(x + k, limit, codes + k, scales + block);
-    } else {
-      float ragged[kBlock] = {};
-      for (int64_t i = 0; i < count; ++i) ragged[i] = x[k + i];
-      finite = quantize_block(ragged, limit, codes + k, scales + block);
-    }
+    const int64_t k = block * kBlock;
+    finite = quantize_columns(x + k, cols - k, limit, codes + k, scales + block);
   }
   a.finite[row] = finite;
   if (finite) return;
@@ -98,20 +92,10 @@ inline void quantize_tile(const float* x, int64_t cols, int32_t zero, const Quan
                           int64_t block) {
   using D = Dot<kBits, kTwoDigits>;
   constexpr int kPlanes = D::kPlanes, kApart = 8 / unit_of(kBits).low;
-  const int64_t k = block * kBlock, width = cols - k < kBlock ? cols - k : kBlock, per_block = kBlock / a.segment;
+  const int64_t k = block * kBlock, per_block = kBlock / a.segment;
   for (int64_t m = 0; m < count; ++m) {
-    const float* from = x + (row + m) * cols + k;
-    float ragged[kBlock], scale;
-    if (width < kBlock) {
-      for (int64_t i = 0; i < kBlock; ++i) ragged[i] = i < width ? from[i] : 0.0f;
-      from = ragged;
-    }
     int16_t codes[kBlock];
-    if (!quantize_block(from, kTwoDigits ? kTwoDigitLimit : kOneDigitLimit, codes, &scale)) {
-      for (int64_t i = 0; i < kBlock; ++i) codes[i] = 0;
-      scale = 0.0f;
-      __atomic_store_n(a.finite + row + m, uint8_t{0}, __ATOMIC_RELAXED);  // other threads may see other blocks of the row
-    }
+    const float scale = quantize_tile_row<kTwoDigits>(x, cols, a, row + m, block, codes);
     uint8_t* quads = a.quads + (row * a.padded + k * count) * kPlanes + m * 4;
     if constexpr (D::kByteDigits) {
       spread_digits<kApart, kPlanes>(codes, quads, count * 4);
