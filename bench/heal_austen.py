@@ -164,6 +164,7 @@ class Training:
         found = {
             "steps": self.steps, "perplexity": perplexity(self.model, self.texts["test"]), "curve": self.curve,
             "seconds": self.seconds, "sparsity": sum(zeros) / sum(sizes), "parameters": sum(sizes),
+            "threads": torch.get_num_threads(),
         }  # fmt: skip
         (self.work / f"{self.name}.json").write_text(json.dumps(found))
         print(f"{self.name}: {found['perplexity']:.3f} on chapter 13 and on", flush=True)
