@@ -2,6 +2,8 @@
 #include <stdint.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #if defined(__x86_64__)
@@ -81,7 +83,48 @@ static inline ivec step8(ivec acc, ivec a, ivec b) {
 }
 #endif
 
+#if defined(__AMX_INT8__)
+// A matrix unit's loop, of one turn for kSteps steps: a turn of it takes that much longer.
+namespace {
+constexpr int kSteps = 16, kSums = 6, kRows = 16, kTile = 64 * kRows;
+constexpr double kTurn = 2.0 * kSums * kRows * kTile;
+
+bool tiles_are_allowed() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // asm/prctl.h: ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+void tile_peak(long steps, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    struct alignas(64) {
+      uint8_t palette = 1, reserved[15] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {kRows, kRows, kRows, kRows, kRows, kRows, kRows, kRows};
+    } shapes;
+    asm volatile("ldtilecfg %0" : : "m"(shapes));
+    asm volatile("tilezero %tmm6\n tilezero %tmm7");
+#define ZERO(i) asm volatile("tilezero %tmm" #i);
+    ZERO(0) ZERO(1) ZERO(2) ZERO(3) ZERO(4) ZERO(5)
+#undef ZERO
+    for (long s = 0; s < steps; s += kSteps) {
+#define STEP(i) asm volatile("tdpbssd %tmm7, %tmm6, %tmm" #i);
+      STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5)
+#undef STEP
+    }
+    asm volatile("tilerelease");
+  }
+}
+}  // namespace
+#endif
+
 extern "C" double int8_peak(long steps, int threads) {
+#if defined(__AMX_INT8__)
+  if (tiles_are_allowed()) {
+    tile_peak(steps, threads);
+    return kTurn / kSteps * threads;
+  }
+#endif
 #if defined(__AVX2__)
   long total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from harness import Case, Setting, Skip
+from machine import cold_bytes
 from results import FLOAT_PEAK, INT8_PEAK, PROBE, READ
 
-COLD, HOT = 256 << 20, 4 << 20  # bytes that the read loop reads
+HOT = 4 << 20  # bytes that the read loop reads
 STEPS = 1 << 19  # about a millisecond
 SOURCE = Path(__file__).with_name("probes.cpp")
 
@@ -35,7 +36,7 @@ def probes(setting: Setting) -> Iterator[Case | Skip]:
             yield Skip(READ, f"{compiler} failed: {(done.stderr.splitlines() or ['no message'])[0]}")
             return
         loaded = ctypes.CDLL(str(library))
-    nbytes, threads = HOT if setting.hot else COLD, setting.threads
+    nbytes, threads = HOT if setting.hot else cold_bytes(), setting.threads
     buffer = np.ones(nbytes // 8, np.uint64)
 
     def read(x: np.ndarray) -> Any:
