@@ -7,6 +7,7 @@ is decoded; a hot case has one copy. Cases are asked in a fresh random order eve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -133,6 +134,8 @@ def measure(
             process = _start(family, setting)
             workers.append(process)
             answer = _read(process)
+            if "failed" in answer:
+                answer = {"cases": [], "skipped": [f"{family}: {answer['failed']}"]}
             cases += [(process, i, case) for i, case in enumerate(answer["cases"])]
             for line in answer["skipped"]:
                 skipped.append(f"{setting}: {line}")
@@ -167,8 +170,7 @@ def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: 
                 continue
             process, i, _ = cases[j]
             process.send_signal(signal.SIGCONT)
-            print(json.dumps([i, batch]), file=process.stdin, flush=True)
-            answer = _read(process)
+            answer = _ask(process, [i, batch])
             process.send_signal(signal.SIGSTOP)
             if "failed" in answer:
                 failed[j] = answer["failed"]
@@ -191,12 +193,17 @@ def _rounds(suite: str, cases: list[Any], setting: Setting, batch: int, rounds: 
     return found
 
 
+def _ask(process: subprocess.Popen[str], question: Any) -> Any:
+    with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        print(json.dumps(question), file=process.stdin, flush=True)
+    return _read(process)
+
+
 def _read(process: subprocess.Popen[str]) -> Any:
+    """The answer; of a process that is no more, which one that takes too much memory is not for long, ``failed``."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"{process.args}: ended with {process.wait()}")
-    return json.loads(line)
+    return json.loads(line) if line else {"failed": f"its process ended with {process.wait()}"}
 
 
 def serve(found: Iterator[Case | Skip], family: str, cols: int) -> None:
