@@ -11,6 +11,7 @@ namespace pumice {
 constexpr int64_t kPanelRows = 16;  // rows of one panel of the prepacked form
 constexpr int64_t kBlock = 128;     // columns that share an activation scale
 constexpr int64_t kMinGroup = 16;   // columns of the smallest group of weights
+constexpr int64_t kPieceStep = 32;  // columns of a step of PiecesOfX
 
 constexpr int32_t kOwnZeros = -1;   // in place of the zero of all codes: every group of every row has its own
 
@@ -208,6 +209,15 @@ struct QuantizedTiles {
   int64_t batch, height, padded, blocks;
   int64_t segment, segments;  // columns of a segment, min(group, 128); segments of a row
   bool matrix;                // for a matrix unit
+};
+
+// Rows of x as exact sums of bfloat16 pieces, for a matrix unit: x = high + middle + low, 8 bits of its significand each.
+//
+// words:  [step / 16][tile][step % 16][piece][pair][row of the tile], a pair of columns each; steps of 32 columns, tiles of 16
+//         rows, what is missing is 0
+struct PiecesOfX {
+  uint32_t* words;
+  int64_t batch, cols;
 };
 
 // x and y of one product, both C-contiguous.

@@ -61,11 +61,11 @@ Features detect() noexcept {
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
   constexpr int kAvx2 = 5, kF = 16, kDq = 17, kBw = 30, kVl = 31;  // EBX
   constexpr int kVbmi = 1, kVbmi2 = 6, kVnni = 11;                 // ECX
-  constexpr int kAmxTile = 24, kAmxInt8 = 25;                      // EDX
+  constexpr int kAmxBf16 = 22, kAmxTile = 24, kAmxInt8 = 25;       // EDX
   features.avx2 = has(ebx, {kAvx2});
   features.avx512 = features.avx2 && has(xcr0, {kOpmask, kZmmLow, kZmmHigh}) &&
                     has(ebx, {kF, kDq, kBw, kVl}) && has(ecx, {kVbmi, kVbmi2, kVnni});
-  features.amx = features.avx512 && has(xcr0, {kTileConfig, kTileData}) && has(edx, {kAmxTile, kAmxInt8}) && may_use_tiles();
+  features.amx = features.avx512 && has(xcr0, {kTileConfig, kTileData}) && has(edx, {kAmxBf16, kAmxTile, kAmxInt8}) && may_use_tiles();
 
   const unsigned last_subleaf = eax;
   constexpr int kAvxVnni = 4;  // EAX

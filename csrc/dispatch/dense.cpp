@@ -118,13 +118,40 @@ Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
   return matmul_panels(DenseSource{w}, io, mode);
 }
 
+namespace {
+
+// Some rows of x in pieces. False if that is not for these rows, or if there is no memory for it.
+bool matmul_in_pieces(const DenseHalf& w, const Operands& io) noexcept {
+  const KernelTable& kernel = kernels();
+  if (!kernel.takes_pieces(w, io.batch)) return false;
+  Workspace memory(kernel.piece_words(w.cols, io.batch) * 4);
+  if (!memory.get()) return false;
+  const PiecesOfX a{reinterpret_cast<uint32_t*>(memory.get()), io.batch, w.cols};
+  std::atomic<bool> done{true};
+  on_pool(ceil_div(w.cols, kPieceStep), 1, io.batch * w.cols * 8, [&](Range steps) {
+    if (!kernel.split_rows(io.x, a, steps.begin, steps.end)) done = false;
+  });
+  if (!done) return false;
+  on_pool(w.rows, 32, w.rows * w.cols * 2 * std::max<int64_t>(1, io.batch / 16), [&](Range range) {
+    if (!kernel.matmul_pieces(w, range.begin, range.end, a, io.y, w.rows)) done = false;
+    finish_rows(io, w.rows, nullptr, 0, io.batch, range);
+  });
+  return done;
+}
+
+}  // namespace
+
 Status matmul_dense_half(const DenseHalf& w, const Operands& io) noexcept {
   if (w.rows == 0 || io.batch == 0) return Status::kOk;
   const KernelTable& kernel = kernels();
-  on_pool(w.rows, 1, w.rows * w.cols * 2 * std::max<int64_t>(1, io.batch / 4), [&](Range range) {
-    kernel.matmul_f32_half(w, range.begin, range.end, io.x, io.batch, io.y, w.rows);
-    finish_rows(io, w.rows, nullptr, 0, io.batch, range);
-  });
+  for (int64_t first = 0; first < io.batch; first += kBatchChunk) {
+    const Operands some{io.x + first * w.cols, io.y + first * w.rows, io.bias, std::min(kBatchChunk, io.batch - first)};
+    if (matmul_in_pieces(w, some)) continue;
+    on_pool(w.rows, 1, w.rows * w.cols * 2 * std::max<int64_t>(1, some.batch / 4), [&](Range range) {
+      kernel.matmul_f32_half(w, range.begin, range.end, some.x, some.batch, some.y, w.rows);
+      finish_rows(some, w.rows, nullptr, 0, some.batch, range);
+    });
+  }
   return Status::kOk;
 }
 

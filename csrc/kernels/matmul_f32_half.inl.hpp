@@ -5,6 +5,7 @@
 // Accurate to gamma_n |w||x|.
 #pragma once
 
+#include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
 
@@ -96,6 +97,12 @@ void matmul_f32_half(const DenseHalf& w, int64_t begin, int64_t end, const float
                      int64_t y_stride) {
   (w.bfloat16 ? half_blocks<true> : half_blocks<false>)(w, begin, end, x, batch, y, y_stride);
 }
+
+// Without a matrix unit x stays whole.
+bool takes_pieces(const DenseHalf&, int64_t) { return false; }
+constexpr decltype(KernelTable::piece_words) piece_words = nullptr;
+constexpr decltype(KernelTable::split_rows) split_rows = nullptr;
+constexpr decltype(KernelTable::matmul_pieces) matmul_pieces = nullptr;
 
 void widen_half(const uint16_t* bits, int64_t count, bool bfloat16, float* out) {
   const auto widen = [&](const uint16_t* from, float* to) ALWAYS_INLINE {

@@ -1,4 +1,4 @@
-// The vocabulary for AMX-INT8 (Sapphire Rapids): that of AVX-512, and the words of the eight tile registers, which are numbers
+// The vocabulary for AMX (Sapphire Rapids: INT8 and BF16): that of AVX-512, and the words of the eight tile registers, which are numbers
 // that the compiler must know.
 //
 // As asm: GCC 12's intrinsics take 8 bytes of the 64 of a configuration for its whole, and tile loads for no reads of memory.
@@ -28,17 +28,22 @@ inline void zero_tile() {
   asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
 }
 template <int kTile>
-inline void load_tile(const uint8_t* p, int64_t stride) {
+inline void load_tile(const void* p, int64_t stride) {
   asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(kTile), "r"(p), "r"(stride));
 }
-template <int kTile>
-inline void store_tile(int32_t* p, int64_t stride) {
+template <int kTile, class T>
+inline void store_tile(T* p, int64_t stride) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(kTile), "r"(p), "r"(stride) : "memory");
 }
 // sums += signed digits of x times unsigned codes, quads of 4 columns: rows of x against rows of w.
 template <int kSums, int kDigits, int kCodes>
 inline void dot_tiles() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kDigits), "i"(kCodes));
+}
+// sums += bfloat16 pairs of a times those of b: rows of a against columns of b. Numbers below 2^-126 count as 0.
+template <int kSums, int kA, int kB>
+inline void dot_pairs() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB));
 }
 // Between stores and the first load_tile that reads them, of which the compiler does not know.
 inline void settle() { asm volatile("" : : : "memory"); }

@@ -17,6 +17,7 @@ namespace cases {
 inline const std::vector<int64_t> kBatches = {1, 2, 3, 5, 8, 13};
 inline const std::vector<int64_t> kWideBatches = {1, 2, 3, 17, 33, 70};  // of csr, which takes tiles of up to 64 rows of x
 inline const std::vector<int64_t> kLargeBatches = {16, 29, 33, 131};  // of panels; from 128 on all segments go to a matrix unit
+inline const std::vector<int64_t> kHalfBatches = {1, 2, 3, 5, 8, 13, 16, 33};  // of halves: from 16 on they go to a matrix unit
 constexpr int64_t kMostRows = 13;
 inline int failures = 0, products = 0;
 

@@ -89,16 +89,16 @@ void large_batches() {
 
 void dense_halves() {
   Random random(2);
-  for (int64_t cols : {1, 7, 16, 33, 64, 130}) {
+  for (int64_t cols : {1, 7, 16, 33, 64, 130, 1100}) {
     for (bool bfloat16 : {false, true}) {
-      constexpr int64_t kRows = 5;
+      constexpr int64_t kRows = 37;
       auto bits = filled<uint16_t>(kRows * cols);
       for (uint16_t& v : bits) {
         v = bfloat16 ? static_cast<uint16_t>(random.below(2) << 15 | (110 + random.below(20)) << 7 | random.below(128))
                      : half_bits(random);
       }
       const auto bias = some_bias(random, kRows);
-      const auto x = activations(random, kMostRows, cols, false);
+      const auto x = activations(random, kHalfBatches.back(), cols, false);
       const DenseHalf w{bits.data(), kRows, cols, bfloat16};
       const auto weight = [&](int64_t r, int64_t k) {
         const uint16_t v = bits[r * cols + k];
@@ -108,7 +108,8 @@ void dense_halves() {
       bounded_everywhere(
           (bfloat16 ? "bfloat16" : "float16") + text("cols", cols), kRows, cols, 1, x, bias.data(), 1, weight,
           [&](int64_t r, int64_t k) { return std::fabs(weight(r, k)); },
-          [&](float* out, int64_t batch, int) { return api::matmul_dense_half(w, {x.data(), out, bias.data(), batch}); });
+          [&](float* out, int64_t batch, int) { return api::matmul_dense_half(w, {x.data(), out, bias.data(), batch}); },
+          kHalfBatches);
     }
   }
 }
