@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 INTEROP_GGUF := .venv-interop-gguf
+LLAMA_NATIVE := .venv-llama-native
 comma := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn test-dask interop lint bench bench-sparse bench-compare bench-llama bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn test-dask interop lint bench bench-sparse bench-compare bench-llama llama-native bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
 
 help:
 	@echo "make demo         convert a language model and a sentence encoder to int8, int4 ... and run them from the compact files"
@@ -27,6 +28,7 @@ help:
 	@echo "make bench        speed beside NumPy, SciPy, torch, ONNX Runtime and OpenVINO (25 minutes; QUICK=1: 5); SUITES=..., WRITE=1"
 	@echo "make bench-sparse  sparse layouts beside SciPy, MKL, torch and our dense schemes (a quarter of an hour); SUITES=sparse-csr, WRITE=1"
 	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
+	@echo "make llama-native  llama.cpp for this very processor, in $(LLAMA_NATIVE), for bench-llama (a quarter of an hour)"
 	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside LLM Compressor and their papers' algorithms in torch (.venv-algorithms; ten minutes); SUITES=quality, WRITE=1"
 	@echo "make bench-quality  what every algorithm costs three real models (half an hour); LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
 	@echo "make bench-heal   pruned and small models that learn again, and what that is worth (half an hour); PARTS='speed bridge', WRITE=1"
@@ -189,6 +191,16 @@ bench-compare:
 bench-llama: $(VENV)/with-test
 	@$(BIN)/python bench/smollm.py quality speed $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
 
+# llama.cpp with all that this processor has, AMX included.
+$(LLAMA_NATIVE)/llama.cpp: bench/tile_loadconfig.h
+	@$(MAKE) --no-print-directory VENV=$(LLAMA_NATIVE) $(LLAMA_NATIVE)/made
+	@echo "== building llama.cpp for this processor (a quarter of an hour)"
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF" CXXFLAGS="-include $(CURDIR)/$<" \
+	  $(LLAMA_NATIVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir llama-cpp-python==0.3.36
+	@touch $@
+
+llama-native: $(LLAMA_NATIVE)/llama.cpp
+
 bench-quality: $(VENV)/with-test $(VENV)/with-demo
 	@$(BIN)/python bench/quality.py $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
 
@@ -248,4 +260,4 @@ huge: $(VENV)/with-test
 	@$(BIN)/python -m pytest -q -m huge
 
 clean:
-	rm -rf $(VENV) $(DASK) $(PEERS) $(ALGORITHMS) $(TORCH) .venv-jax .venv-tensorflow $(INTEROP) $(INTEROP_GGUF) build dist
+	rm -rf $(VENV) $(DASK) $(PEERS) $(ALGORITHMS) $(TORCH) .venv-jax .venv-tensorflow $(INTEROP) $(INTEROP_GGUF) $(LLAMA_NATIVE) build dist

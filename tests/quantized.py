@@ -17,8 +17,8 @@ GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json")
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
-    "U8": np.uint8, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "I8": np.int8, "U8": np.uint8, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }  # fmt: skip
 Tensors: TypeAlias = dict[str, Any]
 Change: TypeAlias = Callable[[Tensors, dict[str, Any]], None]
@@ -73,6 +73,11 @@ def as_safetensors(tensors: Tensors) -> bytes:
 
 def tensor(name: str, make: Callable[[Any], Any]) -> Change:
     return lambda tensors, config: tensors.update({name: make(tensors.get(name))})
+
+
+def index(at: int, value: int) -> Change:
+    """One entry of GPTQ's g_idx."""
+    return tensor("fc.g_idx", lambda g_idx: np.where(np.arange(g_idx.size) == at, value, g_idx))
 
 
 def without(*names: str) -> Change:

@@ -39,7 +39,7 @@ def test_patterns_that_keep_everything_or_span_too_much_are_no_schemes(scheme: s
 
 def test_bits_beyond_the_columns_are_refused() -> None:
     w = pm.compress(W, "bitmask")
-    with pytest.raises(pm.FormatError, match="no bits beyond the columns"):
+    with pytest.raises(pm.FormatError, match="no bits beyond the columns, got others in row 0"):
         changed(w, "bitmask", w.bitmask | np.uint8(0x40))
 
 
@@ -48,7 +48,7 @@ def test_bits_and_values_must_agree() -> None:
     with pytest.raises(pm.FormatError, match=r"int8 of shape \(5,\)"):
         changed(w, "bitmask", w.bitmask | np.uint8(1) * np.array([[1], [0]], np.uint8))
     nm = pm.compress(np.eye(4, dtype=np.float32), "1:4")
-    with pytest.raises(pm.FormatError, match="1 bits in every 4 columns"):
+    with pytest.raises(pm.FormatError, match="1 bits in every 4 columns, got others in row 2"):
         changed(nm, "bitmask", nm.bitmask ^ np.uint8(3))
     with pytest.raises(pm.FormatError, match="finite scales"):
         changed(w, "scale", np.full((2, 1), np.nan, np.float32))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -36,14 +38,17 @@ def random_blocks(kind: str, rows: int, blocks: int, seed: int) -> np.ndarray:
     return raw.reshape(rows, blocks * nbytes)
 
 
-def written(path: Path, tensors: dict[str, tuple[np.ndarray, str]], fields: dict[str, Any] | None = None) -> Path:
-    """A file by the gguf package: name -> (values or bytes of blocks, type)."""
+def written(
+    path: Path, tensors: dict[str, tuple[np.ndarray, str]], fields: dict[str, Any] | None = None, version: int = 3
+) -> Path:
+    """A file by the gguf package: name -> (values or bytes of blocks, type). It writes version 3, unless it is told."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (fields or {}).items():
         writer.add_key_value(key, value[0], gguf.GGUFValueType[value[1]])
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=None if kind in PLAIN else Type[kind])
-    writer.write_header_to_file()
+    with mock.patch.object(gguf.gguf_writer, "GGUF_VERSION", version):
+        writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
@@ -143,9 +148,11 @@ FIELDS = {
 }  # fmt: skip
 
 
-def test_keys_and_values_are_those_of_the_gguf_package(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.gguf", {}, FIELDS)
+@pytest.mark.parametrize("version", [2, 3])
+def test_keys_and_values_are_those_of_the_gguf_package(tmp_path: Path, version: int) -> None:
+    path = written(tmp_path / "a.gguf", {}, FIELDS, version)
     theirs = gguf.GGUFReader(path)
+    assert theirs.fields["GGUF.version"].contents() == version
     with open_reader(path) as reader:
         assert [f"GGUF.{k}" for k in ("version", "tensor_count", "kv_count")] + list(reader.fields) == list(
             theirs.fields
@@ -165,6 +172,19 @@ def test_keys_and_values_are_those_of_the_gguf_package(tmp_path: Path) -> None:
         assert reader.metadata["general.architecture"] == "llama"
         assert "a.texts" not in reader.metadata
     assert reader.fields["a.texts"] == ("<s>", "", "é")  # after close, too
+
+
+def test_version_2_differs_in_its_number_alone_and_holds_the_same(tmp_path: Path) -> None:
+    tensors = {kind: (random_blocks(kind, 3, 2, 9), kind) for kind in SCHEMES}
+    tensors["norm"] = np.arange(6, dtype=np.float32).reshape(2, 3), "F32"
+    path, newer = (written(tmp_path / f"{version}.gguf", tensors, FIELDS, version) for version in (2, 3))
+    blob = newer.read_bytes()
+    assert path.read_bytes() == blob[:4] + struct.pack("<I", 2) + blob[8:]
+    with pm.load(path) as m:
+        for theirs in gguf.GGUFReader(path).tensors:
+            values = gguf.quants.dequantize(theirs.data, theirs.tensor_type)
+            assert np.asarray(m[theirs.name]).tobytes() == values.tobytes()
+        assert m.keys() == tensors.keys()
 
 
 def test_a_long_vocabulary_is_skipped_and_read(tmp_path: Path) -> None:

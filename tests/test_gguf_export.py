@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,6 +191,16 @@ def test_a_split_template_makes_one_file(tmp_path: Path) -> None:
     with open_reader(tmp_path / "out" / "o.gguf") as reader:
         assert list(reader.names()) == list(tensors)
         assert not [key for key in reader.fields if key.startswith("split.")]
+
+
+def test_a_template_of_version_2_makes_the_same_file(tmp_path: Path) -> None:
+    newer = template(tmp_path / "3.gguf", {"w": weights(), "norm": np.ones(8, np.float32)})
+    older, blob = tmp_path / "2.gguf", newer.read_bytes()
+    older.write_bytes(blob[:4] + struct.pack("<I", 2) + blob[8:])
+    pm.save(tmp_path / "s.safetensors", {"w": pm.compress(weights(), "int8-g32")})
+    for model in (older, newer):
+        export_gguf(tmp_path / "s.safetensors", tmp_path / f"from-{model.name}", model)
+    assert (tmp_path / "from-2.gguf").read_bytes() == (tmp_path / "from-3.gguf").read_bytes()
 
 
 def test_plain_vectors_become_float32(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import pumice as pm
 from pumice.checkpoint import open_reader
 from pumice.checkpoint.gguf import GGUFReader
+from pumice.cli import main
 from tests.fuzz import gguf_bytes as b
 
 ONES = np.ones(8, np.float32).tobytes()  # 32 bytes
@@ -146,6 +147,27 @@ def test_types_that_are_unknown_or_removed_are_refused_when_asked_for(kind: int,
     ):
         with pytest.raises(KeyError, match=message):
             m.info(name)
+
+
+def test_text_that_would_be_a_program_stays_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A template of a chat is a program for Jinja, and names end up in paths and on terminals."""
+    ran = tmp_path / "ran"
+    jinja = f"{{{{ cycler.__init__.__globals__.os.system('touch {ran}') }}}}"
+    evil = [jinja, f"__import__('os').system('touch {ran}')", f"$(touch {ran})", f"`touch {ran}`", f"../../{ran}"]
+    keys = ["tokenizer.chat_template", "general.architecture", "general.name", "tokenizer.ggml.pre", "evil.file"]
+    fields = [b.field(key, b.TEXT, b.text(text)) for key, text in zip(keys, evil, strict=True)]
+    fields.append(b.array("tokenizer.ggml.tokens", b.TEXT, len(evil), b"".join(map(b.text, evil))))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b.file(fields, [b.row(f"{evil[2]}.weight", (4, 2), 0, 0)], ONES))
+    with pm.load(path) as m:
+        assert [m.fields[key] for key in keys] == evil
+        assert m.fields["tokenizer.ggml.tokens"] == tuple(evil)
+        assert m[f"{evil[2]}.weight"].sum() == 8
+    out = tmp_path / "out.safetensors"
+    for command in (["inspect", path], ["cat", path, f"{evil[2]}.weight"], ["convert", path, out, "--scheme", "int8"]):
+        assert main(list(map(str, command))) == 0
+    assert evil[2] in capsys.readouterr().out
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.gguf", "out.safetensors"]
 
 
 def test_a_vector_in_blocks_is_refused_when_asked_for() -> None:

@@ -29,7 +29,7 @@ FOREIGN = [
     "compressed_tensors/pack-4-group-asym", "compressed_tensors/pack-4-stack", "compressed_tensors/pack-8-channel",
     "compressed_tensors/pack-7-channel-asym", "compressed_tensors/int-group-asym", "compressed_tensors/float-channel",
     "compressed_tensors/sparse-float32", "compressed_tensors/sparse-int-asym", "compressed_tensors/sparse-24-int",
-    "gptq/autogptq-4bit", "gptq/planes-3bit", "gptq/v1-2bit", "awq/autoawq", "float8/weight_scale",
+    "gptq/autogptq-4bit", "gptq/planes-3bit", "gptq/v1-2bit", "awq/autoawq", "float8/weight_scale", "float8/deepseek",
 ]  # fmt: skip
 NUMBERS = [
     0,

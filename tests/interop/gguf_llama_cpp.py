@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_every_tensor_is_that_of_the_gguf_package_and_opening_takes_less_than_50
             same = reader.fields[key].contents()
             assert (list(value) if isinstance(value, tuple | np.ndarray) else value) == same
     print(f"\n{len(found)} tensors and {len(m.fields)} keys equal; opened in {min(times) * 1e3:.1f} ms")
+
+
+def test_llama_cpp_and_pumice_read_version_2_as_they_read_version_3(model: Path, tmp_path: Path) -> None:
+    """The two differ in their number alone; nobody writes version 2 any more."""
+    blob, older = model.read_bytes(), tmp_path / "older.gguf"
+    older.write_bytes(blob[:4] + struct.pack("<I", 2) + blob[8:])
+    with pm.load(older) as m, pm.load(model) as newer:
+        assert dict(m.metadata) == dict(newer.metadata)
+        assert all(m.raw(name) == newer.raw(name) for name in newer)
+    assert perplexity(older) == perplexity(model)
 
 
 def test_its_own_codes_through_safetensors_make_the_same_file(model: Path, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 
 import pumice as pm
+from pumice.checkpoint.base import _READERS
+from pumice.checkpoint.conventions import CONVENTIONS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 from gguf_bytes import model
-from mutations import saved
+from mutations import saved, seeds
 
 FUZZ = Path(__file__).parents[1] / "fuzz" / "fuzz.py"
 Count = Callable[[str, object], None]
@@ -155,6 +157,13 @@ def test_headers_that_claim_up_to_2_to_the_63_cost_nothing(count: Count) -> None
     assert slowest < 0.05
     assert growth < 16 << 20
     count("crafted headers", f"{len(blobs)}, the slowest {1e3 * slowest:.1f} ms, {growth >> 10} KiB of growth")
+
+
+@pytest.mark.filterwarnings("ignore::pumice.FormatWarning")
+def test_the_fuzzer_has_seeds_of_every_reader_and_convention() -> None:
+    opened = [pm.load(blob)._reader for blob in seeds()]
+    assert {type(reader) for reader in opened} == set(_READERS)
+    assert {name for reader in opened for name in reader.conventions} == {found.name for found in CONVENTIONS}
 
 
 def test_a_minute_of_fuzzing_finds_nothing(count: Count, tmp_path: Path) -> None:
