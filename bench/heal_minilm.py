@@ -36,7 +36,7 @@ from pumice.torch import HeldMasks, collect, prune_  # noqa: E402
 LAYERS = 6
 MATRICES = r"encoder\.layer\.{}\..*dense\.weight|encoder\.layer\.{}\.attention\.self\."
 STEPS, BATCH, RATE, WARMUP, LOOK = 1500, 16, 5e-4, 50, 100
-SPARSITY, CALIBRATION = 0.5, 512  # passages
+SPARSITY, CALIBRATION = 0.5, 256  # passages
 SENTENCES, LONGEST, PROSE = 6, 128, 3000  # of a passage, its tokens, and paragraphs of the novels
 POOL = 8  # batches' worth of passages that are drawn at a time: a batch is of similar lengths
 
@@ -95,7 +95,8 @@ def pruned(student: Any, passages: list[list[int]]) -> None:
     batches = [batch_of(passages[i : i + BATCH]) for i in range(0, len(passages), BATCH)]
     for layer in range(LAYERS):
         match = MATRICES.format(layer, layer)
-        stats = collect(student, batches, match=match)
+        with torch.autocast("cpu", torch.bfloat16):
+            stats = collect(student, batches, match=match)
         prune_(student, SPARSITY, match=match, method="sparsegpt", stats=stats).release()
 
 

@@ -23,7 +23,8 @@ NEWS_SUMS = {
     "lee_background.cor": "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
 }
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-WIKIPEDIA_SUMS = {WIKIPEDIA: "?"}
+WIKIPEDIA_SUMS = {WIKIPEDIA: "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"}
+MARKUP = re.compile(r"[\[\]{}|]")  # what is left of it shows that a line was not understood
 PROSE = 20  # words that a line of an article has at least; headings and lists have fewer
 
 
@@ -44,9 +45,9 @@ def articles() -> list[str] | None:
     if folder is None:
         return None
     pages = bz2.decompress((folder / WIKIPEDIA).read_bytes()).decode("utf-8")
-    bodies = (html.unescape(body) for body in re.findall(r"<text[^>]*>(.*?)</text>", pages, re.DOTALL))
+    bodies = (html.unescape(html.unescape(body)) for body in re.findall(r"<text[^>]*>(.*?)</text>", pages, re.DOTALL))
     lines = (line.strip() for body in bodies for line in plain(body).splitlines())
-    return [line for line in lines if line[:1].isalpha() and len(line.split()) >= PROSE]
+    return [line for line in lines if line[:1].isalpha() and len(line.split()) >= PROSE and not MARKUP.search(line)]
 
 
 def plain(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -87,7 +88,9 @@ def compress(
     for kernel, (layer, matrix) in kernels(model):
         name = _weight_name(kernel)
         names[name], layers[name] = kernel, layer
-        weights[name] = ModelWeight(TensorInfo(matrix.shape, "F32", matrix.nbytes), lambda m=matrix: m, id(layer))
+        weights[name] = ModelWeight(
+            TensorInfo(matrix.shape, "F32", matrix.nbytes), partial(np.asarray, matrix), id(layer)
+        )
     known = {_weight_name(kernel): moments for kernel, moments in (stats or {}).items()}
     arrays, reports = compact_weights(weights, asked, known, seed)
     made = {id(layers[name]): array for name, array in arrays.items()}  # names repeat in models within models
