@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,15 @@ BENCH, DOCS = ROOT / "bench", ROOT / "docs"
 RESULTS = BENCH / "heal.json"
 sys.path.insert(0, str(ROOT / "examples"))
 
-from demo_minilm import read_page, real_model  # noqa: E402
+from demo_minilm import read_page, real_model, timed  # noqa: E402
 from fetch import say  # noqa: E402
 from llama import Llama, perplexity  # noqa: E402
 from llama_files import open_checkpoint  # noqa: E402
-from minilm import embed  # noqa: E402
 from wordpiece import WordPiece  # noqa: E402
 
 AUSTEN = ROOT / "examples" / "austen"
 TRAININGS = ("dense", "pruned", "hard", "distilled")
 PARTS = ("austen", "minilm", "speed", "bridge", "textbook")
-RUNS = 5
 
 
 def run(script: str, *arguments: str, threads: int = 2) -> str:
@@ -93,16 +90,9 @@ def minilm(work: Path) -> dict[str, Any]:
         pm.convert(work / "minilm.safetensors", target, scheme, tensors=rules, overwrite=True)
     exact, rows = None, []
     for name, file in files.items():
-        model = dict(pm.load(file, io="read"))
-        vectors = embed(model, page)
+        vectors, speed = timed(dict(pm.load(file, io="read")), page)
         exact = vectors if exact is None else exact
-        seconds = []
-        for _ in range(RUNS):
-            begun = time.perf_counter()
-            embed(model, page)
-            seconds.append(time.perf_counter() - begun)
         cosine = float(np.mean(np.sum(vectors * exact, axis=1)))
-        speed = len(page) / float(np.median(seconds))
         rows.append({"name": name, "bytes": file.stat().st_size, "cosine": cosine, "speed": speed})
     return found | {"files": rows}
 

@@ -15,31 +15,29 @@ All have the same batches, rate and optimiser. A training that was interrupted g
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from heal_training import ROOT, SEED, Training, parser_of
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from austen_text import novels  # noqa: E402
-from train_austen import CONTEXT, CUT, HELD_OUT, Llama, surprise  # noqa: E402
+from austen_text import novels
+from train_austen import CONTEXT, CUT, HELD_OUT, Llama, surprise
 
-from pumice.torch import DistillationLoss, GradualPruning, prune_  # noqa: E402
+from pumice.torch import DistillationLoss, GradualPruning, prune_
 
 MODEL = ROOT / "examples" / "austen"
 RUNS = ("dense", "pruned", "hard", "distilled")
-SEED, STEPS, BATCH, RATE, WARMUP = 0, 600, 8, 1e-3, 50
+STEPS, BATCH, RATE, WARMUP = 600, 8, 1e-3, 50
 SPARSITY, EVERY = 0.7, 10
 TEMPERATURE, ALPHA = 1.0, 0.3  # perplexity is asked for at temperature 1
 KEPT_LAYERS = (0, 2)
@@ -64,110 +62,57 @@ def start(name: str) -> Student:
     return model
 
 
-class Training:
-    """One of the four; its state and its curve are files of the work folder."""
+def train(name: str, options: argparse.Namespace, texts: dict[str, Tensor]) -> None:
+    """One of the four, from where it was; its weights and what they are worth on text that nobody looked at."""
+    training = Training(name, options)
+    model = start(name)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    if name == "pruned":
+        masks = prune_(model, 0.0).hold(optimizer)
+        schedule = GradualPruning(masks, SPARSITY, end=options.steps // 2, every=EVERY)
+        parts |= {"masks": masks, "schedule": schedule}
+    against = objective(name, options.work)
 
-    def __init__(self, name: str, work: Path, steps: int, texts: dict[str, Tensor]) -> None:
-        self.name, self.work, self.steps, self.texts = name, work, steps, texts
-        self.model = start(name)
-        matrices = [p for p in self.model.parameters() if p.ndim == 2]
-        norms = [p for p in self.model.parameters() if p.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-        self.step, self.seconds, self.curve = 0, 0.0, []
-        self.path = work / f"{name}.pt"
-        state = torch.load(self.path) if self.path.is_file() else None
-        if state is not None:
-            if state["steps"] != steps:
-                raise SystemExit(f"{self.path}: expected a training of {steps} steps, got {state['steps']}; remove it")
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
-        self.after = self.schedule()
-        self.loss = self.objective()
+    def loss(step: int) -> Tensor:
+        model.train()
+        ids, labels = batch_of(texts["train"], step)
+        return against(model(ids), ids, labels)
 
-    def schedule(self) -> Callable[[], None]:
-        """What is to do after each step."""
-        if self.name != "pruned":
-            return lambda: None
-        masks = prune_(self.model, 0.0).hold(self.optimizer)
-        gradual = GradualPruning(masks, SPARSITY, end=self.steps // 2, every=EVERY)
-        done = min(self.step, self.steps // 2)
-        if done:  # zeros have the lowest scores: the masks of before come back from the weights
-            masks.prune(gradual.sparsity((done - 1) // EVERY * EVERY if done < self.steps // 2 else done))
-        gradual.skip(self.step)
-        return gradual.step
+    look = lambda: perplexity(model, texts["look"])  # noqa: E731
+    training.run(parts, loss, look, rate=RATE, warmup=WARMUP, every=LOOK)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(state, options.work / f"{name}.safetensors")
+    pruned = [p for n, p in model.named_parameters() if "_proj" in n]
+    size = sum(p.numel() for p in pruned)
+    zeros = size - sum(int(p.count_nonzero()) for p in pruned)
+    training.finish(perplexity=perplexity(model, texts["test"]), sparsity=zeros / size, parameters=size)
 
-    def objective(self) -> Callable[[Tensor, Tensor], Tensor]:
-        if self.name in ("dense", "hard"):
-            return lambda ids, labels: F.cross_entropy(self.model(ids).flatten(0, 1), labels.flatten())
-        teacher = start("dense").eval()
-        teacher.load_state_dict(load_file(self.work / "dense.safetensors"))
-        loss = DistillationLoss(TEMPERATURE, ALPHA)
 
-        def against(ids: Tensor, labels: Tensor) -> Tensor:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                logits = teacher(ids)
-            return loss(self.model(ids), logits, labels)
+def batch_of(train: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+    starts = torch.randint(len(train) - CONTEXT, (BATCH, 1), generator=generator)
+    rows = train[starts + torch.arange(CONTEXT + 1)]
+    return rows[:, :-1], rows[:, 1:]
 
-        return against
 
-    def one_step(self) -> None:
-        """Batches depend on the seed and the step alone."""
-        self.model.train()
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        starts = torch.randint(len(self.texts["train"]) - CONTEXT, (BATCH, 1), generator=generator)
-        rows = self.texts["train"][starts + torch.arange(CONTEXT + 1)]
-        loss = self.loss(rows[:, :-1], rows[:, 1:])
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        rate = RATE * min((self.step + 1) / WARMUP, (self.steps - self.step) / (self.steps - WARMUP), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.after()
-        self.step += 1
+def objective(name: str, work: Path) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The loss of logits that are for ids and labels."""
+    if name in ("dense", "hard"):
+        return lambda logits, ids, labels: F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    teacher = start("dense").eval()
+    teacher.load_state_dict(load_file(work / "dense.safetensors"))
+    loss = DistillationLoss(TEMPERATURE, ALPHA)
 
-    def run(self) -> None:
-        if self.step == 0:
-            self.look()
-        saved = time.monotonic()
-        while self.step < self.steps:
-            begun = time.process_time()
-            self.one_step()
-            self.seconds += time.process_time() - begun
-            if self.step % LOOK == 0 or self.step == self.steps:
-                self.look()
-            if time.monotonic() - saved > 30 or self.step == self.steps:
-                self.save()
-                saved = time.monotonic()
-        self.finish()
+    def against(logits: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            theirs = teacher(ids)
+        return loss(logits, theirs, labels)
 
-    def look(self) -> None:
-        value = perplexity(self.model, self.texts["look"])
-        self.curve.append((self.step, value))
-        print(f"{self.name} step {self.step}: perplexity {value:.3f}, {self.seconds:.0f} s of CPU", flush=True)
-
-    def save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps}
-        scratch = self.path.with_suffix(".new")
-        torch.save(state | {"step": self.step, "seconds": self.seconds, "curve": self.curve}, scratch)
-        os.replace(scratch, self.path)
-
-    def finish(self) -> None:
-        """The weights, and what they are worth on text that nobody looked at."""
-        state = {key: value.contiguous() for key, value in self.model.state_dict().items()}
-        save_file(state, self.work / f"{self.name}.safetensors")
-        zeros = [p.numel() - int(p.count_nonzero()) for n, p in self.model.named_parameters() if "_proj" in n]
-        sizes = [p.numel() for n, p in self.model.named_parameters() if "_proj" in n]
-        found = {
-            "steps": self.steps, "perplexity": perplexity(self.model, self.texts["test"]), "curve": self.curve,
-            "seconds": self.seconds, "sparsity": sum(zeros) / sum(sizes), "parameters": sum(sizes),
-            "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        (self.work / f"{self.name}.json").write_text(json.dumps(found))
-        print(f"{self.name}: {found['perplexity']:.3f} on chapter 13 and on", flush=True)
+    return against
 
 
 def perplexity(model: nn.Module, ids: Tensor) -> float:
@@ -188,18 +133,12 @@ def read_texts(work: Path) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = parser_of(__doc__, STEPS)
     parser.add_argument("runs", nargs="+", choices=RUNS)
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "heal")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
     texts = read_texts(options.work)
     for name in options.runs:
-        torch.manual_seed(SEED)
-        Training(name, options.work, options.steps, texts).run()
+        train(name, options, texts)
 
 
 if __name__ == "__main__":

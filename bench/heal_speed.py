@@ -36,7 +36,7 @@ LAYERS = {
 CASES = (
     "torch float32", "torch bfloat16", "torch int8 dynamic", "pumice int8", "pumice int4-g32", "pumice bitmask+int8",
 )  # fmt: skip
-BATCH, RUNS = 16, 5
+RUNS = 5
 
 
 def layers(rounds: int = 5) -> list[dict[str, Any]]:
@@ -78,33 +78,26 @@ def copied(array: pm.CompactArray) -> dict[str, Any]:
 
 def bridge(case: str, healed: Path | None) -> dict[str, Any]:
     """Sentences a second, resident memory of the model, and 1 - mean cosine to float32, of one case."""
-    import torch
     from demo_minilm import read_page, real_model
-    from transformers import BertConfig, BertModel
+    from heal_encoder import embeddings, encoder_of
+    from minilm import BATCH
     from wordpiece import WordPiece
 
     source = real_model()
     assert source is not None, "expected MiniLM in the cache"
     tokens = WordPiece.load(source / "vocab.txt")
     page = [tokens.encode(text) for text in read_page()]
-    config = BertConfig.from_json_file(source / "config.json")
-
-    def load(file: Path) -> Any:
-        model = BertModel(config).eval()
-        model.load_state_dict({n: torch.from_numpy(np.array(w)) for n, w in pm.load(file).items() if n[-4:] != "_ids"})
-        return model
-
-    exact = embedded(load(source), page)
+    exact = embeddings(encoder_of(source), page)
     gc.collect()
     before = resident()
-    made = prepared(case, load(healed if "bitmask" in case and healed is not None else source))
-    embedded(made, page[:BATCH])
+    made = prepared(case, encoder_of(source, healed if "bitmask" in case else None))
+    embeddings(made, page[:BATCH])
     gc.collect()
     memory = resident() - before
     seconds = []
     for _ in range(RUNS):
         begun = time.perf_counter()
-        vectors = embedded(made, page)
+        vectors = embeddings(made, page)
         seconds.append(time.perf_counter() - begun)
     error = 1 - float((vectors * exact).sum(-1).mean())
     return {"case": case, "speed": len(page) / float(np.median(seconds)), "memory": memory, "error": error}
@@ -124,23 +117,6 @@ def prepared(case: str, model: Any) -> Any:
     elif kind == "int8 dynamic":
         model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     return model
-
-
-def embedded(model: Any, page: list[list[int]]) -> Any:
-    import torch
-    from minilm import pad
-
-    found: list[Any] = [None] * len(page)
-    order = sorted(range(len(page)), key=lambda i: len(page[i]))
-    with torch.inference_mode():
-        for start in range(0, len(page), BATCH):
-            some = order[start : start + BATCH]
-            ids, mask = (torch.from_numpy(a) for a in pad([page[i] for i in some]))
-            states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
-            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            for i, vector in zip(some, torch.nn.functional.normalize(mean, dim=-1), strict=True):
-                found[i] = vector
-    return torch.stack(found)
 
 
 def resident() -> int:

@@ -71,9 +71,13 @@ def files(found: dict[str, Any]) -> str:
 def minilm(found: dict[str, Any]) -> str:
     texts = list(found["healed"])
     stages = {"pruned by magnitude": "by magnitude", "pruned by SparseGPT": "by SparseGPT", "healed": "healed"}
+    spent = {"healed": [f"{found['steps']}", f"{found['seconds']:.0f}", f"{found['threads']}"]}
     first = table(
-        ["mean cosine to float32", *texts],
-        [[label, *(f"{found[key][text]:.4f}" for text in texts)] for label, key in stages.items()],
+        ["mean cosine to float32", *texts, "steps", "s of CPU", "threads"],
+        [
+            [label, *(f"{found[key][text]:.4f}" for text in texts), *spent.get(key, [""] * 3)]
+            for label, key in stages.items()
+        ],
     )
     rows = [
         [f["name"], f"{f['bytes']:,}", f"{f['cosine']:.4f}", f"{f['speed']:.0f}"] for f in found["files"]
@@ -174,7 +178,7 @@ def curves(pyplot: Any, found: dict[str, Any]) -> Any:
 def healing(pyplot: Any, found: dict[str, Any]) -> Any:
     figure, axis = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for text, color in zip(found["healed"], ("#1d8a5b", "#3a78b8"), strict=True):
-        points = [(0, found["by SparseGPT"][text]), *((step, values[text]) for step, values in found["curve"])]
+        points = [(step, values[text]) for step, values in found["curve"]]
         axis.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=f"healed: {text}")
         axis.axhline(found["by magnitude"][text], color=color, linestyle=":", label=f"by magnitude: {text}")
     axis.set(title="MiniLM, 50 % pruned", xlabel="step", ylabel="mean cosine to float32")

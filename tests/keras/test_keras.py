@@ -188,6 +188,11 @@ def test_what_does_not_fit_is_refused() -> None:
     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="teacher: expected logits"):
         distiller.fit(X, Y, verbose=0)
+    kernel = np.full((32, 48), 1.0)
+    kernel[3, 4] = np.nan
+    model.layers[0].set_weights([kernel, np.zeros(48)])
+    with pytest.raises(pm.NonFiniteError, match=rf"{model.layers[0].name}.weight: .* got nan at index \(4, 3\)"):
+        compress(model, "int8")
     with pytest.raises(TypeError, match="layer: expected one made by pumice.keras.compress"):
         get_matrix(model.layers[0])
 
@@ -256,6 +261,26 @@ def test_methods_that_need_data_prune_kernels_by_it(method: str) -> None:
     expected = pm.prune(np.ascontiguousarray(first.T), 0.5, method=method, stats=stats[name])
     np.testing.assert_array_equal(model.layers[0].get_weights()[0].T, expected)
     np.testing.assert_array_equal(callback.masks[name], expected != 0)
+
+
+def test_compress_follows_methods_by_data() -> None:
+    model = network()
+    stats = collect(model, [X * np.linspace(0.1, 3, 32, dtype=np.float32)])
+    _, nearest = compress(model, "int4-g32", stats=stats)
+    compact, report = compress(model, "int4-g32", method="gptq", stats=stats)
+    for layer, new, before, after in zip(model.layers, compact.layers, nearest.tensors, report.tensors, strict=True):
+        assert after.name == f"{layer.name}/kernel"
+        assert after.output_error < before.output_error
+        w = np.ascontiguousarray(layer.get_weights()[0].T)
+        expected = pm.compress(w, "int4-g32", method="gptq", stats=stats[after.name])
+        np.testing.assert_array_equal(new.matrix.codes(), expected.codes())
+    compact, _ = compress(model, "bitmask+int8", prune="sparsegpt:0.5", stats=stats)
+    first = f"{model.layers[0].name}/kernel"
+    w = np.ascontiguousarray(model.layers[0].get_weights()[0].T)
+    expected = pm.sparsify(w, "bitmask+int8", 0.5, method="sparsegpt", stats=stats[first])
+    np.testing.assert_array_equal(compact.layers[0].matrix.to_dense(), expected.to_dense())
+    with pytest.raises(ValueError, match=rf"stats: expected moments of .*{model.layers[0].name}"):
+        compress(model, "int4-g32", method="gptq")
 
 
 def test_what_cannot_be_collected_is_refused() -> None:

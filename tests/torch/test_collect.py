@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import pumice as pm
-from pumice.torch import collect, prune_, quantize_aware_
+from pumice.recipe import Recipe
+from pumice.torch import collect, compress_, prune_, quantize_aware_
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -120,6 +121,32 @@ def test_a_model_is_pruned_as_its_checkpoint_would_be(method: str, pattern: str 
     assert masks.density == 0.5
 
 
+def test_compress_follows_methods_as_its_checkpoint_would_be_converted() -> None:
+    model = network()
+    stats = collect(model, [torch.randn(200, 16) * torch.linspace(0.1, 3, 16)])
+    exact = {name: model.get_parameter(name).detach().numpy().copy() for name in stats}
+    plain = copy.deepcopy(model)
+    nearest = compress_(plain, "int4-g32", stats=stats)
+    report = compress_(model, "int4-g32", method="gptq", damping=0.02, stats=stats)
+    for before, after in zip(nearest.tensors, report.tensors, strict=True):
+        assert after.output_error < before.output_error
+        expected = pm.compress(exact[after.name], "int4-g32", method="gptq", damping=0.02, stats=stats[after.name])
+        np.testing.assert_array_equal(
+            model.get_submodule(after.name.removesuffix(".weight")).array.codes(), expected.codes()
+        )
+
+
+def test_compress_prunes_and_quantizes_in_one_sweep() -> None:
+    model = network()
+    stats = collect(model, [torch.randn(200, 16)])
+    w = model[0].weight.detach().numpy().copy()
+    rules = Recipe.parse("scheme = 'int8'\n[[rule]]\nmatch = '^0'\nscheme = 'bitmask+int8'\nprune = 'sparsegpt:0.5'")
+    compress_(model, recipe=rules, stats=stats)
+    expected = pm.sparsify(w, "bitmask+int8", 0.5, method="sparsegpt", stats=stats["0"])
+    np.testing.assert_array_equal(model[0].array.to_dense(), expected.to_dense())
+    assert model[3].array.scheme == "int8"
+
+
 def test_what_sparsegpt_prunes_stays_zero_while_the_rest_learns() -> None:
     model = network()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -167,5 +194,9 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hooks() -> None:
         prune_(model, 0.5, method="sparsegpt", stats=collect(model, [torch.randn(4, 16)], match="^0"))
     with pytest.raises(ValueError, match="method: expected one of .*, got 'obs'"):
         prune_(model, 0.5, method="obs")
+    with pytest.raises(ValueError, match=r"stats: expected moments of .*0.weight"):
+        compress_(model, "int4-g32", method="gptq")
+    with pytest.raises(pm.RecipeError, match=r"options: expected those of the methods .*, got 'dampnig'"):
+        compress_(model, "int4-g32", method="gptq", dampnig=0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)

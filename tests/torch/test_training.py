@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,13 +197,87 @@ def test_mappings_tuples_and_objects_with_logits_serve_as_models() -> None:
     assert distiller.step((x, torch.ones(4))) == pytest.approx(0, abs=1e-2)
 
 
-def test_a_training_that_is_taken_up_again_goes_on_with_its_schedule() -> None:
-    whole, again = (GradualPruning(prune_(network(), 0.0), 0.8, end=10) for _ in range(2))
-    for _ in range(8):
-        whole.step()
-    again.skip(7)
-    again.step()
-    assert again.masks.density == whole.masks.density < 1
+def begun(optimizer: functools.partial) -> dict[str, Any]:
+    """What a training that prunes and quantizes consists of."""
+    model = network()
+    quantize_aware_(model, "bitmask+int8")
+    running = optimizer(model.parameters())
+    masks = prune_(model, 0.0).hold(running)
+    return {"model": model, "optimizer": running, "masks": masks, "schedule": GradualPruning(masks, 0.75, end=8)}
+
+
+def go_on(parts: dict[str, Any], steps: range) -> None:
+    for step in steps:
+        parts["optimizer"].zero_grad()
+        x = torch.randn(32, 16, generator=torch.Generator().manual_seed(step))
+        parts["model"](x).square().mean().backward()
+        parts["optimizer"].step()
+        parts["schedule"].step()
+
+
+@pytest.mark.parametrize("stop", [4, 10], ids=["while it prunes", "after"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.func.__name__)
+def test_a_training_that_is_taken_up_again_ends_as_if_it_had_not_stopped(
+    optimizer: functools.partial, stop: int, tmp_path: Path
+) -> None:
+    whole, stopped, again = (begun(optimizer) for _ in range(3))
+    go_on(whole, range(12))
+    go_on(stopped, range(stop))
+    torch.save({name: part.state_dict() for name, part in stopped.items()}, tmp_path / "state.pt")
+    go_on(again, range(20, 23))  # whatever it was before
+    for name, state in torch.load(tmp_path / "state.pt", weights_only=True).items():
+        again[name].load_state_dict(state)
+    assert again["masks"].density == stopped["masks"].density < 1
+    go_on(again, range(stop, 12))
+    for name, exact in whole["model"].state_dict().items():
+        torch.testing.assert_close(again["model"].state_dict()[name], exact, rtol=0, atol=0)
+    for name in whole["masks"]:
+        mask = whole["masks"][name]
+        assert torch.equal(again["masks"][name], mask)
+        assert not again["model"].get_parameter(name.replace("weight", "parametrizations.weight.original"))[~mask].any()
+    assert again["masks"].density == 0.25
+    for parts in (whole, again):
+        compress_(parts["model"], "bitmask+int8")
+    for name, stored in whole["model"].state_dict().items():
+        assert torch.equal(again["model"].state_dict()[name], stored)
+
+
+def test_a_distiller_goes_on_from_its_state() -> None:
+    batches = [(torch.randn(8, 16), torch.randint(0, 8, (8,))) for _ in range(6)]
+
+    def made() -> Distiller:
+        teacher = network(64)
+        return Distiller(network(8), teacher, ADAM, DistillationLoss(), hidden={"1": "1"})
+
+    torch.manual_seed(5)
+    whole = made()
+    whole.fit(batches[:3])
+    state = copy.deepcopy(whole.state_dict())
+    expected = whole.fit(batches[3:])
+    again = made()
+    again.load_state_dict(state)
+    assert again.fit(batches[3:]) == expected
+
+
+def test_masks_of_other_weights_are_refused() -> None:
+    masks = prune_(network(), 0.5)
+    for changed, message in [
+        ({"0.weight": None}, r"expected a mask torch.bool \(32, 16\) of '0.weight', got no mask"),
+        ({"1.weight": torch.ones(2, 2)}, r"expected no mask of '1.weight', got a mask torch.float32 \(2, 2\)"),
+        ({"2.weight": torch.ones(8, 1) > 0}, r"\(8, 32\) of '2.weight', got a mask torch.bool \(8, 1\)"),
+    ]:
+        state = {name: mask for name, mask in (masks.state_dict() | changed).items() if mask is not None}
+        with pytest.raises(ValueError, match=f"state: .*{message}"):
+            masks.load_state_dict(state)
+    assert masks.density == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_logits_of_other_dtypes_are_compared_in_float32_at_least(dtype: torch.dtype) -> None:
+    student, teacher = torch.randn(4, 50).to(dtype), torch.randn(4, 50)
+    loss = DistillationLoss(alpha=0.0)
+    exact = loss(student.double(), teacher.to(dtype).double())
+    torch.testing.assert_close(loss(student, teacher.to(dtype)).double(), exact, rtol=1e-5, atol=0)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -230,6 +307,11 @@ def test_what_does_not_fit_is_refused() -> None:
         loss(torch.zeros(1, 2), torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"teacher: expected logits \(1, 2\) as the student, got \(1, 3\)"):
         loss(torch.zeros(1, 2), torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"labels: expected shape \(1,\) as the student's rows, got \(2,\)"):
+        loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(2, dtype=torch.long))
+    for teacher in (torch.zeros(1, 2, device="meta"), torch.zeros(1, 2, dtype=torch.long)):
+        with pytest.raises(ValueError, match="teacher: expected floating-point logits on cpu as the student, got"):
+            loss(torch.zeros(1, 2), teacher, torch.zeros(1, dtype=torch.long))
     with pytest.raises(ValueError, match="hidden: expected a module of Sequential, got 'nothing'"):
         Distiller(model, network(), ADAM, hidden={"nothing": "0"})
     with pytest.raises(ValueError, match="teacher_logits: expected logits"):

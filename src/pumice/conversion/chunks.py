@@ -90,11 +90,19 @@ class Job:
         """The statistics."""
         return _statistics(self.stats) if isinstance(self.stats, str) else self.stats
 
+    def moments(self, name: str, cols: int) -> Moments | None:
+        """Those of the inputs of a weight, if they are known."""
+        known = self.known()
+        return moments_of(name, name, known, cols) if name in known else None
+
     def compact(self, name: str, w: F32, choice: Treatment, scale_dtype: Any) -> CompactArray:
         """Rows of a weight, or all of it where the treatment asks for that. Errors name the weight."""
         assert choice.scheme is not None
         if not choice.whole:
-            return compress(w, choice.scheme, scale_dtype=scale_dtype)  # type: ignore[no-any-return]
+            try:
+                return compress(w, choice.scheme, scale_dtype=scale_dtype)  # type: ignore[no-any-return]
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{name}: {error}") from error
         own, known = dict(options_for(choice, self.options)), self.known()
         stats = {name: known[name]} if name in known else None
         if choice.scheme == AUTO:
@@ -245,11 +253,11 @@ class _WiderScales(Exception):
 
 def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str, str], dict[str, list[Array]]]:
     """The scheme, dtypes of the parts, and their blocks."""
-    choice, stored, known = chunk.choice, chunk.stored, chunk.job.known()
+    choice, stored = chunk.choice, chunk.stored
     assert choice.scheme is not None
     scheme, in_axis = str(choice.scheme), choice.in_axis
     step = max(1, stored[0]) if choice.whole else chunk_rows(choice.scheme, stored, PANEL_BYTES)
-    loss = Loss(moments_of(chunk.name, chunk.name, known, math.prod(stored[1:])) if chunk.name in known else None)
+    loss = Loss(chunk.job.moments(chunk.name, math.prod(stored[1:])))
     dtypes: dict[str, str] = {}
     parts: dict[str, list[Array]] = {}
     written: dict[str, int] = {}
@@ -259,9 +267,9 @@ def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[s
             exact = np.ascontiguousarray(rows, np.float32)
         try:
             array = chunk.job.compact(chunk.name, exact, choice, scale_dtype)
-        except NonFiniteError as error:
+        except NonFiniteError:
             check_finite(chunk.name, rows, exact, start, in_axis)
-            raise error if choice.whole else NonFiniteError(f"{chunk.name}: {error}") from error
+            raise
         found = {part: array.part_dtype(part) for part in array.parts()}
         if dtypes and found != dtypes:  # float32 holds what float16 does
             raise _WiderScales

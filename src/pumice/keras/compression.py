@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,13 +12,14 @@ import numpy as np
 from keras import ops
 
 from pumice.checkpoint import TensorInfo
+from pumice.conversion.in_memory import ModelWeight, compact_weights
 from pumice.keras.layers import CompactConv, CompactDense, CompactEmbedding, CompactLayer
 from pumice.layouts import CompactArray, Transposed
-from pumice.ops import compress as compress_array
 from pumice.options import ACTIVATIONS, check_choice
 from pumice.recipe import Recipe
-from pumice.report import Report, TensorReport, relative_error
+from pumice.report import Report
 from pumice.scheme import Scheme
+from pumice.statistics import Moments
 
 
 def compress(
@@ -27,7 +30,12 @@ def compress(
     tensors: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
     keep_embeddings: bool = False,
+    prune: str | None = None,
+    method: str | None = None,
+    stats: Mapping[str, Moments] | None = None,
+    seed: int = 0,
     activations: str = "int16",
+    **options: Any,
 ) -> tuple[keras.Model, Report]:
     """A copy of a model with compact Dense, Embedding, Conv1D and Conv2D layers.
 
@@ -39,8 +47,10 @@ def compress(
     ----------
     model : keras.Model
         Built; Sequential or functional.
-    scheme, recipe, tensors, ignore, keep_embeddings
+    scheme, recipe, tensors, ignore, keep_embeddings, prune, method, seed, **options
         As in `pumice.convert`.
+    stats : CalibrationStats, optional
+        Of `collect`: for methods that need data. The report then says what the output of each layer lost.
     activations : {"int16", "int8", "float32"}
         Of the products, as in `pumice.linear`.
 
@@ -53,7 +63,9 @@ def compress(
     Raises
     ------
     ValueError
-        A model that is not built, or is neither Sequential nor functional.
+        A model that is not built, or is neither Sequential nor functional; no moments where a method needs them.
+    RecipeError, SchemeError, NonFiniteError
+        As in `pumice.convert`.
 
     Examples
     --------
@@ -68,21 +80,20 @@ def compress(
         raise ValueError("model: expected one that is built (call it, or model.build(shape)), got one that is not")
     if not _is_model(model):
         raise ValueError(f"model: expected a Sequential or functional model, got a {type(model).__name__}")
-    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
-    found = dict(kernels(model))
-    infos = {_weight_name(name): TensorInfo(w.shape, "F32", w.nbytes) for name, (_, w) in found.items()}
-    treatments = plan.plan(infos)
-    made: dict[int, CompactArray] = {}  # by the identity of the layer: names repeat in models within models
-    reports = []
-    for name, (layer, w) in found.items():
-        treatment = treatments[_weight_name(name)]
-        if treatment.scheme is None:
-            reports.append(TensorReport(name, w.shape, "F32", w.nbytes, w.nbytes, why=treatment.why))
-            continue
-        array = compress_array(w, treatment.scheme)
-        made[id(layer)] = array
-        error = relative_error(w, array.to_dense())
-        reports.append(TensorReport(name, w.shape, array.scheme, w.nbytes, array.nbytes, error, treatment.why))
+    asked = Recipe.of(
+        scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings, prune=prune, method=method,
+        options=options,
+    )  # fmt: skip
+    names, weights, layers = {}, {}, {}
+    for kernel, (layer, matrix) in kernels(model):
+        name = _weight_name(kernel)
+        names[name], layers[name] = kernel, layer
+        weights[name] = ModelWeight(
+            TensorInfo(matrix.shape, "F32", matrix.nbytes), partial(np.asarray, matrix), id(layer)
+        )
+    known = {_weight_name(kernel): moments for kernel, moments in (stats or {}).items()}
+    arrays, reports = compact_weights(weights, asked, known, seed)
+    made = {id(layers[name]): array for name, array in arrays.items()}  # names repeat in models within models
     pairs: list[tuple[Any, Any]] = []
 
     def clone(layer: Any) -> Any:
@@ -94,7 +105,7 @@ def compress(
     for layer, new in pairs:
         if id(layer) not in made and getattr(layer, "weights", None):  # operations have none
             new.set_weights(layer.get_weights())
-    return copy, Report(model.name, copy.name, tuple(reports))
+    return copy, Report(model.name, copy.name, tuple(replace(t, name=names[t.name]) for t in reports))
 
 
 def _weight_name(name: str) -> str:

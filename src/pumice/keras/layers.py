@@ -12,8 +12,6 @@ from keras import ops
 from pumice.layouts import CompactArray, from_parts
 from pumice.ops import linear
 
-EMPTY = "pumice: a layer whose weights are not loaded yet"
-
 
 def _call_numpy(run: Callable[..., Any], x: Any, shape: tuple[int | None, ...], dtype: str) -> Any:
     """run(ndarray) -> ndarray from within a model, whatever its backend: eagerly, or as a node of its graph."""
@@ -50,7 +48,7 @@ class CompactLayer(keras.layers.Layer):  # type: ignore[misc]
     @property
     def matrix(self) -> CompactArray:
         if self.array is None:
-            raise ValueError(EMPTY)
+            raise ValueError(f"{self.name}: expected weights that are loaded, got none yet")
         return self.array
 
     def get_config(self) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from pumice.errors import NonFiniteError
+from pumice.conversion.in_memory import ModelWeight, compact_weights
 from pumice.layouts import CompactArray
-from pumice.ops import compress
 from pumice.options import ACTIVATIONS, check_choice
 from pumice.recipe import Recipe
-from pumice.report import Report, TensorReport, relative_error
+from pumice.report import Report
 from pumice.scheme import Scheme
+from pumice.statistics import Moments
 from pumice.torch.layers import dense, info, parameter, weighty
 from pumice.torch.modules import CompactConv, CompactEmbedding, CompactLinear, CompactModule
 
@@ -27,7 +27,12 @@ def compress_(
     tensors: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
     keep_embeddings: bool = False,
+    prune: str | None = None,
+    method: str | None = None,
+    stats: Mapping[str, Moments] | None = None,
+    seed: int = 0,
     activations: str = "int16",
+    **options: Any,
 ) -> Report:
     """Put compact layers in the place of a model's Linear, Embedding and Conv layers.
 
@@ -39,8 +44,10 @@ def compress_(
     ----------
     model : torch.nn.Module
         On the CPU. The layers are replaced in it; a model that is a Linear itself cannot be.
-    scheme, recipe, tensors, ignore, keep_embeddings
+    scheme, recipe, tensors, ignore, keep_embeddings, prune, method, seed, **options
         As in `pumice.convert`.
+    stats : CalibrationStats, optional
+        Of `collect`: for methods that need data. The report then says what the output of each layer lost.
     activations : {"int16", "int8", "float32"}
         Of the products, as in `pumice.linear`.
 
@@ -52,7 +59,7 @@ def compress_(
     Raises
     ------
     ValueError
-        Weights on another device, or neither scheme nor rules.
+        Weights on another device, neither scheme nor rules, or no moments where a method needs them.
     RecipeError, SchemeError, NonFiniteError
         As in `pumice.convert`; the model is then as it was.
 
@@ -66,34 +73,25 @@ def compress_(
     """
     check_choice("activations", activations, ACTIVATIONS)
     start = time.perf_counter()
-    plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
+    asked = Recipe.of(
+        scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings, prune=prune, method=method,
+        options=options,
+    )  # fmt: skip
     layers = dict(weighty(model))
     if "weight" in layers:
         raise ValueError(f"model: expected a module that holds layers, got a {type(model).__name__} itself")
-    infos = {name: info(name, parameter(layer)) for name, layer in layers.items()}
-    treatments = plan.plan(infos)
-    arrays: dict[int, CompactArray] = {}  # by the identity of the parameter: layers that share it share the array
-    reports: list[TensorReport] = []
-    chosen: dict[str, CompactModule] = {}
-    for name, layer in layers.items():
-        weight, treatment, about = parameter(layer), treatments[name], infos[name]
-        why = _unsupported(layer) or treatment.why
-        if treatment.scheme is None or _unsupported(layer):
-            reports.append(TensorReport(name, about.shape, about.dtype, about.nbytes, about.nbytes, why=why))
-            continue
-        shared = id(weight) in arrays
-        if not shared:
-            arrays[id(weight)] = _compressed(name, weight, treatment.scheme)
-        array = arrays[id(weight)]
-        before, after = (0, 0) if shared else (about.nbytes, array.nbytes)
-        error = None if shared else relative_error(dense(weight), array.to_dense())
-        why = f"{why}, shared" if shared else why
-        reports.append(TensorReport(name, about.shape, array.scheme, before, after, error, why))
-        chosen[name] = _compact(layer, array, activations)
-    for name, layer in chosen.items():  # from here on nothing fails
+    arrays, reports = compact_weights({n: _weight(n, layer) for n, layer in layers.items()}, asked, stats, seed)
+    for name, array in arrays.items():  # from here on nothing fails
         parent, _, last = name.removesuffix(".weight").rpartition(".")
-        setattr(model.get_submodule(parent), last, layer)
-    return Report(type(model).__name__, type(model).__name__, tuple(reports), time.perf_counter() - start)
+        setattr(model.get_submodule(parent), last, _compact(layers[name], array, activations))
+    return Report(type(model).__name__, type(model).__name__, reports, time.perf_counter() - start)
+
+
+def _weight(name: str, layer: nn.Module) -> ModelWeight:
+    weight = parameter(layer)
+    return ModelWeight(
+        info(name, weight), lambda: dense(weight).reshape(len(weight), -1), id(weight), _unsupported(layer)
+    )
 
 
 def _unsupported(layer: nn.Module) -> str:
@@ -103,14 +101,6 @@ def _unsupported(layer: nn.Module) -> str:
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return "an embedding with max_norm"
     return ""
-
-
-def _compressed(name: str, weight: Tensor, scheme: Scheme) -> CompactArray:
-    try:
-        array: CompactArray = compress(dense(weight).reshape(len(weight), -1), scheme)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{name}: {error}") from error
-    return array
 
 
 def _compact(layer: Any, array: CompactArray, activations: str) -> CompactModule:

@@ -20,10 +20,11 @@ class _AgainstTopK(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: TopKLogits, temperature: float, where: Tensor | None) -> Tensor:
-        mask = None if where is None else where.numpy()
-        loss = soft_target_loss(student.detach().double().numpy(), teacher, temperature=temperature, where=mask)
-        ctx.save_for_backward(torch.from_numpy(loss.gradient).to(student.dtype))
-        return torch.tensor(loss.value, dtype=student.dtype)
+        mask = None if where is None else where.cpu().numpy()
+        logits = student.detach().cpu().double().numpy()
+        loss = soft_target_loss(logits, teacher, temperature=temperature, where=mask)
+        ctx.save_for_backward(torch.from_numpy(loss.gradient).to(student))
+        return student.new_tensor(loss.value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -59,11 +60,17 @@ class DistillationLoss(nn.Module):
         self.temperature, self.alpha = temperature, alpha
 
     def forward(self, student: Tensor, teacher: Tensor | TopKLogits, labels: Tensor | None = None) -> Tensor:
-        """Of logits (..., classes) and labels (...), where -100 leaves a row out of both parts."""
+        """Of logits (..., classes) and labels (...), where -100 leaves a row out of both parts.
+
+        Raises ValueError for a teacher of other classes, rows or device than the student, and labels of another shape.
+        """
         if labels is None:
             if self.alpha:
                 raise ValueError(f"labels: expected some, since alpha is {self.alpha}, got None")
             return self._soft(student, teacher, None)
+        if labels.shape != student.shape[:-1]:
+            shape = tuple(student.shape[:-1])
+            raise ValueError(f"labels: expected shape {shape} as the student's rows, got {tuple(labels.shape)}")
         hard = F.cross_entropy(student.flatten(0, -2), labels.flatten(), ignore_index=IGNORED) if self.alpha else 0.0
         soft = self._soft(student, teacher, labels != IGNORED) if self.alpha < 1 else 0.0
         return self.alpha * hard + (1 - self.alpha) * soft
@@ -77,9 +84,13 @@ class DistillationLoss(nn.Module):
             raise ValueError(
                 f"teacher: expected logits {tuple(student.shape)} as the student, got {tuple(teacher.shape)}"
             )
+        if teacher.device != student.device or not teacher.is_floating_point():
+            rule = f"floating-point logits on {student.device} as the student"
+            raise ValueError(f"teacher: expected {rule}, got {teacher.dtype} on {teacher.device}")
         if where is not None:
             student, teacher = student[where], teacher[where]
-        log_q, log_p = (F.log_softmax(z.flatten(0, -2) / t, dim=-1) for z in (student, teacher))
+        wide = torch.promote_types(student.dtype, torch.float32)
+        log_q, log_p = (F.log_softmax(z.flatten(0, -2) / t, dim=-1, dtype=wide) for z in (student, teacher))
         return t * t * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
@@ -166,16 +177,29 @@ class Distiller:
                     on_step(len(history), history[-1])
         return history
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on: of the student, the projections and the optimiser."""
+        return {name: getattr(self, name).state_dict() for name in ("student", "projections", "optimizer")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`: of a distiller that was made as this one."""
+        for key, weight in state["projections"].items():
+            self._projection(key.removesuffix(".weight"), weight.shape[1], weight.shape[0])
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part)
+
     def _projected(self, i: int, mine: Tensor, theirs: Tensor) -> Tensor:
         """The student's state in the teacher's width."""
         if mine.shape[-1] == theirs.shape[-1]:
             return mine
-        key = str(i)
-        if key not in self.projections:
-            self.projections[key] = nn.Linear(mine.shape[-1], theirs.shape[-1], bias=False)
-            self.optimizer.add_param_group({"params": self.projections[key].parameters()})
-        projected: Tensor = self.projections[key](mine)
+        projected: Tensor = self._projection(str(i), mine.shape[-1], theirs.shape[-1])(mine)
         return projected
+
+    def _projection(self, key: str, width: int, teacher_width: int) -> nn.Module:
+        if key not in self.projections:
+            self.projections[key] = nn.Linear(width, teacher_width, bias=False)
+            self.optimizer.add_param_group({"params": self.projections[key].parameters()})
+        return self.projections[key]
 
 
 class _Tap:

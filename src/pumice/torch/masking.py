@@ -78,6 +78,19 @@ class HeldMasks:
             handle.remove()
         self._handles.clear()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The masks: what a training that is taken up again needs beside the model's state and the optimiser's."""
+        return {name: mask.clone() for name, mask in self._masks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Hold the masks of `state_dict` from now on; raises ValueError for those of other weights."""
+        for name in {**self._masks, **state}:
+            mine, theirs = (_described(masks.get(name)) for masks in (self._masks, state))
+            if mine != theirs:
+                raise ValueError(f"state: expected {mine} of {name!r}, got {theirs}")
+        self._masks = {name: state[name].clone() for name in self._masks}
+        self.apply()
+
     @property
     def masks(self) -> Masks:
         """The masks as `pumice.Masks`, which combine and go to files."""
@@ -99,6 +112,10 @@ class HeldMasks:
 
     def __repr__(self) -> str:
         return f"<HeldMasks of {len(self)} weights, density {self.density:.4g}>"
+
+
+def _described(mask: Tensor | None) -> str:
+    return "no mask" if mask is None else f"a mask {mask.dtype} {tuple(mask.shape)}"
 
 
 def prune_(
@@ -202,9 +219,13 @@ class GradualPruning:
         """What the schedule asks for at a step, counted from 0."""
         return cubic_sparsity(step, final=self.final, initial=self.initial, start=self.begin, stop=self.end)
 
-    def skip(self, steps: int) -> None:
-        """Go on after so many steps, when a training is taken up again with its masks."""
-        self._step = steps
+    def state_dict(self) -> dict[str, int]:
+        """How many steps it has seen; the masks have a state of their own."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a `state_dict`."""
+        self._step = state["step"]
 
     def step(self) -> None:
         """Call once for each step of the optimiser."""
