@@ -30,7 +30,7 @@ help:
 	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
 	@echo "make llama-native  llama.cpp for this very processor, in $(LLAMA_NATIVE), for bench-llama (a quarter of an hour)"
 	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside LLM Compressor and their papers' algorithms in torch (.venv-algorithms; ten minutes); SUITES=quality, WRITE=1"
-	@echo "make bench-quality  what every algorithm costs three real models (half an hour); LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
+	@echo "make bench-quality  what every algorithm costs three real models (an hour from nothing; bench/quality.json has what was run); MODELS='smollm2', AGAIN=1, LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
 	@echo "make bench-heal   pruned and small models that learn again, and what that is worth (half an hour); PARTS='speed bridge', WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
@@ -202,7 +202,7 @@ $(LLAMA_NATIVE)/llama.cpp: bench/tile_loadconfig.h
 llama-native: $(LLAMA_NATIVE)/llama.cpp
 
 bench-quality: $(VENV)/with-test $(VENV)/with-demo
-	@$(BIN)/python bench/quality.py $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
+	@$(BIN)/python bench/quality.py $(MODELS) $(if $(AGAIN),--again) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(WRITE),--write)
 
 # In the torch environment, which has transformers and Keras, too.
 HEAL := austen minilm speed bridge textbook

@@ -44,7 +44,7 @@ def _pattern(what: str) -> tuple[int, int] | None:
 
 def _pumice(method: str, what: str, w: F32, moments: pm.Moments) -> Call:
     if method == "gptq":
-        options = {"static groups": {"static_groups": True}, "act-order": {"act_order": True}}.get(what, {})
+        options = {"act_order": what == "act-order", "static_groups": bool(what)}
         return lambda: pm.quantize(w, SCHEME, method="gptq", stats=moments, **options)
     wanted: dict[str, Any] = {"pattern": what} if _pattern(what) else {"sparsity": 0.5}
     return lambda: pm.prune(w, method=method, stats=moments, **wanted)

@@ -1,11 +1,12 @@
 """What compression costs three real models: quality against bits per weight, by every algorithm.
 
-    python bench/quality.py [MODEL ...] [--json FILE] [--llama-cpp PYTHON] [--write]
+    python bench/quality.py [MODEL ...] [--cases REGEX] [--json FILE] [--again] [--llama-cpp PYTHON] [--write]
 
 Each case is what `pumice convert` makes of the model, and `pumice eval` says of it. Calibration sees text that the
-evaluation does not. Pieces are drawn with seed 0; nothing else is random. Results go to a JSON file one by one, and a
-case that is there is not run again. PYTHON is one that has llama_cpp, whose own types of SmolLM2 are then scored, too.
-``--write`` puts tables and a plot into docs/quality.md. Models and texts come from PyPI and Debian, pinned and checked.
+evaluation does not. Pieces are drawn with seed 0; nothing else is random. Results go to bench/quality.json one by one,
+and what is there is not run again but with ``--again``, which forgets all of the models named. PYTHON is one that has
+llama_cpp, whose own types of SmolLM2 are then scored, too. ``--write`` puts tables and a plot into docs/quality.md.
+Models and texts come from PyPI and Debian, pinned and checked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from typing import Any
 
 import sources
 from machine import about
-from quality_tables import blocks, draw
+from quality_tables import BASE, CALIBRATION, blocks, draw
 from tables import write_page
 
 import pumice as pm
@@ -38,7 +40,7 @@ from austen_text import novels  # noqa: E402
 from demo_minilm import real_model  # noqa: E402
 from fetch import say  # noqa: E402
 
-PAGE = ROOT / "docs" / "quality.md"
+PAGE, RESULTS, WORK = ROOT / "docs" / "quality.md", ROOT / "bench" / "quality.json", ROOT / "build" / "quality"
 SEED = 0
 TRAINED_ON = "emma"  # of the Austen model's five novels
 # llama.cpp's name -> its number in llama.h
@@ -61,19 +63,25 @@ class Model:
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Name -> what `convert` is asked for; the most telling first."""
+    """Name -> what `convert` is asked for, in the order of the tables."""
     found: dict[str, dict[str, Any]] = {}
-    for bits in (4, 3, 2, 8):
-        for method in ("nearest", "gptq"):
-            found[f"int{bits}-g64, {method}"] = {"scheme": f"int{bits}-g64", "method": method}
-        if bits == 4:
-            asked = {"scheme": "int4-g64", "method": "gptq", "act_order": True}
-            found["int4-g64, gptq act_order"] = asked
-            found |= pruned("bitmask", "0.5")
-        if bits == 3:
-            found |= pruned("2:4")
-            found |= mixtures(8) | mixtures(4)
-    return found | pruned("bitmask", "0.3") | pruned("bitmask", "0.7") | pruned("bsr-4x4", "0.5")
+    for bits in (8, 4, 3, 2):
+        scheme = f"int{bits}-g64"
+        found[f"{scheme}, nearest"] = {"scheme": scheme, "method": "nearest"}
+        found[f"{scheme}, gptq"] = {"scheme": scheme, "method": "gptq"}
+        if bits < 8:
+            found[f"{scheme}, gptq, act_order=False"] = {"scheme": scheme, "method": "gptq", "act_order": False}
+        if bits == 3:  # where clipping matters
+            for method in ("absmax", "percentile", "mse"):
+                found[f"{scheme}, {method}"] = {"scheme": scheme, "method": method}
+            found[f"{scheme}, gptq, clip=mse"] = {"scheme": scheme, "method": "gptq", "clip": "mse"}
+    for share in ("0.3", "0.5", "0.7"):
+        found |= pruned("bitmask", share)
+    found |= pruned("2:4") | pruned("bsr-4x4", "0.5") | mixtures(8) | mixtures(4)
+    joint = {"method": "gptq"}
+    found["sparsegpt 30% + int4, gptq"] = joint | {"scheme": "bitmask+int4", "prune": "sparsegpt:0.3"}
+    found["sparsegpt 2:4 + int4-g64, gptq"] = joint | {"scheme": "2:4+int4-g64", "prune": "sparsegpt"}
+    return found
 
 
 def pruned(layout: str, share: str | None = None) -> dict[str, dict[str, Any]]:
@@ -106,12 +114,12 @@ def austen(work: Path) -> Model | None:
 
 
 def smollm2(work: Path) -> Model | None:
-    """On Lee's background news, scored on 2 windows of his 50 documents."""
+    """On Lee's background news, scored on 8 windows of his 50 documents."""
     file, texts = sources.smollm2(), sources.news()
     if file is None or texts is None:
         return None
     options = {"like": str(file), "window": 512, "encoding": "latin-1"}
-    return Model(file, llama.forward, texts / "lee_background.cor", texts / "lee.cor", 8, 2, options)
+    return Model(file, llama.forward, texts / "lee_background.cor", texts / "lee.cor", 32, 8, options)
 
 
 def all_minilm(work: Path) -> Model | None:
@@ -134,8 +142,16 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"about": about()}
+
+    def forget(self, model: str) -> None:
+        self.found.pop(model, None)
+
+    def ordered(self) -> dict[str, Any]:
+        """All of it, cases in the order of the tables."""
+        order = [BASE, CALIBRATION, *cases(), *(ruler(name) for name in RULERS)]
+        tables = {m: {c: self.found[m][c] for c in order if c in self.found[m]} for m in MODELS if m in self.found}
+        return {"about": self.found["about"]} | tables
 
     def once(self, model: str, case: str, run: Callable[[], dict[str, Any]]) -> None:
         known = self.found.setdefault(model, {})
@@ -144,12 +160,12 @@ class Results:
         start = time.perf_counter()
         known[case] = run() | {"seconds": round(time.perf_counter() - start, 1)}
         say(f"{model}: {case}: {known[case]}")
-        self.path.write_text(json.dumps(self.found, indent=1))
+        self.path.write_text(json.dumps(self.ordered(), indent=1) + "\n")
 
 
-def measure(name: str, model: Model, results: Results, work: Path, limit: int | None) -> None:
+def measure(name: str, model: Model, results: Results, work: Path, wanted: str) -> None:
     reference = pm.load(model.path)
-    results.once(name, "as it is", lambda: scored(model, reference, reference))
+    results.once(name, BASE, lambda: scored(model, reference, reference))
     stats = work / f"{name}.stats.safetensors"
     if not stats.is_file():
         say(f"{name}: calibrating ...")
@@ -158,9 +174,10 @@ def measure(name: str, model: Model, results: Results, work: Path, limit: int | 
         )
         pm.save(stats, found.pack())
     known = pm.CalibrationStats.unpack(pm.load(stats))
-    results.once(name, "calibration", lambda: {"rows": max(moments.count for moments in known.values())})
-    for case, asked in list(cases().items())[:limit]:
-        results.once(name, case, lambda asked=asked: compressed(model, reference, known, asked))
+    results.once(name, CALIBRATION, lambda: {"rows": max(moments.count for moments in known.values())})
+    for case, asked in cases().items():
+        if re.search(wanted, case):
+            results.once(name, case, lambda asked=asked: compressed(model, reference, known, asked))
 
 
 def scored(model: Model, weights: Any, reference: Any) -> dict[str, Any]:
@@ -191,7 +208,11 @@ def compressed(model: Model, reference: Any, stats: Any, asked: dict[str, Any]) 
 def rulers(model: Model, python: str, results: Results) -> None:
     """llama.cpp's types of the same file, the embedding as it is, read by us."""
     for name, number in RULERS.items():
-        results.once("smollm2", f"llama.cpp {name}", lambda number=number: ruled(model, python, number))
+        results.once("smollm2", ruler(name), lambda number=number: ruled(model, python, number))
+
+
+def ruler(name: str) -> str:
+    return f"llama.cpp {name}"
 
 
 def ruled(model: Model, python: str, number: int) -> dict[str, Any]:
@@ -220,22 +241,25 @@ def ruled(model: Model, python: str, number: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "quality" / "results.json")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="run what has been run before")
     parser.add_argument("--llama-cpp", metavar="PYTHON")
-    parser.add_argument("--limit", type=int, help="cases of each model")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="those whose names it finds")
     parser.add_argument("--write", action="store_true", help="put tables and plot into docs/quality.md")
     options = parser.parse_args()
-    work, skipped = options.json.parent, []
-    results = Results(options.json)
+    WORK.mkdir(parents=True, exist_ok=True)
+    results, skipped = Results(options.json), []
     for name in options.models:
-        model = MODELS[name](work)
+        model = MODELS[name](WORK)
         if model is None:
             skipped.append(name)
             continue
-        measure(name, model, results, work, options.limit)
+        if options.again:
+            results.forget(name)
+        measure(name, model, results, WORK, options.cases)
         if name == "smollm2" and options.llama_cpp:
             rulers(model, options.llama_cpp, results)
-    found = blocks(results.found)
+    found = blocks(results.ordered())
     print("\n\n".join(found.values()))
     if options.write:
         write_page(PAGE, found)

@@ -7,10 +7,10 @@ from typing import Any
 
 from sparse_tables import table
 
-BASE = "as it is"
+BASE, CALIBRATION = "as it is", "calibration"
 TITLES = {"austen": "Austen, 3 M", "smollm2": "SmolLM2-135M", "minilm": "all-MiniLM-L6-v2"}
 FAMILIES = {
-    "nearest": ("#7f7f7f", "o"), "gptq": ("#1d8a5b", "o"), "magnitude": ("#e0803a", "s"), "wanda": ("#3a78b8", "s"),
+    "rounding": ("#7f7f7f", "o"), "gptq": ("#1d8a5b", "o"), "magnitude": ("#e0803a", "s"), "wanda": ("#3a78b8", "s"),
     "sparsegpt": ("#8a63b0", "s"), "llama.cpp": ("#c03030", "^"),
 }  # fmt: skip
 
@@ -21,7 +21,7 @@ def blocks(found: dict[str, Any]) -> dict[str, str]:
     where = found["about"]
     facts = [f"- {key}: {where[key]}" for key in ("machine", "ISA", "date") if key in where]
     for name in tables:
-        rows = found[name]["calibration"]["rows"]
+        rows = found[name][CALIBRATION]["rows"]
         unit = "tokens" if loss_of(found[name][BASE]) else "vectors"
         facts.append(f"- {TITLES[name]}: calibrated on {rows:,} tokens, scored on {found[name][BASE]['rows']:,} {unit}")
     return {"about": "\n".join(facts)} | tables
@@ -42,7 +42,7 @@ def model_table(rows: dict[str, Any]) -> str:
     base, lines = rows[BASE], []
     scores = loss_of(base)
     for name, row in rows.items():
-        if name == "calibration":
+        if name == CALIBRATION:
             continue
         if "failed" in row:
             lines.append([name, "", "", "not read", str(row["failed"])])
@@ -88,7 +88,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def family(case: str) -> str:
     """By the first of its algorithms."""
-    return next(name for name in ("magnitude", "wanda", "sparsegpt", "llama.cpp", "gptq", "nearest") if name in case)
+    return next((name for name in ("magnitude", "wanda", "sparsegpt", "llama.cpp", "gptq") if name in case), "rounding")
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

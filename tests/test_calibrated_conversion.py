@@ -52,8 +52,8 @@ def same(c: Any, d: Any) -> bool:
         ("int4-g32", {"method": "gptq"}, lambda w, h: pm.quantize(w, "int4-g32", method="gptq", stats=h)),
         (
             "int3-g32-asym",
-            {"method": "gptq", "act_order": True},
-            lambda w, h: pm.quantize(w, "int3-g32-asym", method="gptq", stats=h, act_order=True),
+            {"method": "gptq", "act_order": False},
+            lambda w, h: pm.quantize(w, "int3-g32-asym", method="gptq", stats=h, act_order=False),
         ),
         ("int3-g32", {"method": "mse"}, lambda w, h: pm.quantize(w, "int3-g32", method="mse", stats=h)),
         ("int4-g32", {"method": "nearest"}, lambda w, h: pm.quantize(w, "int4-g32")),
@@ -221,11 +221,11 @@ def test_the_command_line_says_the_same(source: Path, capsys: pytest.CaptureFixt
     stats = source.with_name("stats.safetensors")
     pm.save(stats, STATS.pack())
     target, other = source.with_name("target.safetensors"), source.with_name("other.safetensors")
-    asked = ["--scheme", "int4-g32", "--method", "gptq", "--stats", str(stats), "--set", "act_order=True"]
+    asked = ["--scheme", "int4-g32", "--method", "gptq", "--stats", str(stats), "--set", "act_order=False"]
     assert main(["convert", str(source), str(target), *asked, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {t["name"] for t in report["tensors"] if t["output_error"]} == {"a.weight", "b.weight"}
-    pm.convert(source, other, "int4-g32", method="gptq", stats=stats, act_order=True)
+    pm.convert(source, other, "int4-g32", method="gptq", stats=stats, act_order=False)
     assert target.read_bytes() == other.read_bytes()
     assert (
         main(["convert", str(source), str(source.with_name("c.safetensors")), "--scheme", "csr", "--prune", "x"]) == 2

@@ -13,6 +13,7 @@ import pytest
 
 import pumice as pm
 from pumice.cli import main
+from pumice.cli.forward_file import load_forward
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -201,6 +202,37 @@ def test_the_command_line_calibrates_converts_and_scores(tmp_path: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 3 * 63
     assert 1 < found["perplexity"] / found["reference"] < 1.5
+
+
+def test_on_the_austen_model_data_pay(tmp_path: Path) -> None:
+    """Calibrated on one half of the held-out text, scored on the other (docs/quality.md has all of it)."""
+    text = (AUSTEN / "held_out.txt").read_text("utf-8")
+    for name, part in (("seen", text[: len(text) // 2]), ("unseen", text[len(text) // 2 :])):
+        (tmp_path / name).write_text(part, "utf-8")
+    run, weights = load_forward((EXAMPLES / "llama.py", "forward")), pm.load(AUSTEN)
+    stats = pm.calibrate(weights, run, tmp_path / "seen", samples=8, like=str(AUSTEN))
+
+    def perplexity(weights: Any) -> float:
+        found = pm.evaluate(weights, run, tmp_path / "unseen", samples=6, like=str(AUSTEN)).perplexity
+        assert found is not None
+        return found
+
+    base = perplexity(weights)
+
+    def change(scheme: str, **options: Any) -> tuple[float, np.ndarray]:
+        """Of the perplexity, and the errors of the layers' outputs."""
+        small = tmp_path / "small"
+        report = pm.convert(AUSTEN, small, scheme, keep_embeddings=True, overwrite=True, stats=stats, **options)
+        errors = [t.output_error for t in report.tensors if t.output_error is not None]
+        return perplexity(pm.load(small)) / base - 1, np.array(errors)
+
+    (rounded, away), (gptq, made_up_for) = (change("int4-g64", method=m) for m in ("nearest", "gptq"))
+    assert gptq < 0.03
+    assert gptq < rounded
+    assert len(away) == 28
+    assert (made_up_for < 0.85 * away).all()
+    (magnitude, _), (sparsegpt, _) = (change("bitmask+float16", prune=f"{m}:0.5") for m in ("magnitude", "sparsegpt"))
+    assert sparsegpt < 0.7 * magnitude
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def by_definition(w: np.ndarray, h: np.ndarray, scheme: str, group: int, moving:
 @pytest.mark.parametrize("static", [True, False])
 def test_gptq_is_what_the_normal_equations_say(scheme: str, static: bool) -> None:
     x, w = correlated(300, 48, seed=3), W[:6, :48]
-    found = pm.quantize(w, scheme, method="gptq", stats=moments_of(x), static_groups=static).to_dense()
+    options = {"act_order": False, "static_groups": static}
+    found = pm.quantize(w, scheme, method="gptq", stats=moments_of(x), **options).to_dense()
     group = pm.Scheme.parse(scheme).group or 48
     expected = by_definition(w, damped(x), scheme, group, moving=not static)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
@@ -72,18 +73,25 @@ def test_gptq_is_what_the_normal_equations_say(scheme: str, static: bool) -> Non
 
 def test_beyond_a_block_of_columns_it_is_still_what_the_normal_equations_say() -> None:
     x, w = correlated(500, 144, seed=4), np.random.default_rng(5).standard_normal((2, 144)).astype(np.float32)
-    found = pm.quantize(w, "int4-g64", method="gptq", stats=moments_of(x)).to_dense()
+    found = pm.quantize(w, "int4-g64", method="gptq", stats=moments_of(x), act_order=False).to_dense()
     np.testing.assert_allclose(found, by_definition(w, damped(x), "int4-g64", 64, True), rtol=1e-3, atol=1e-5)
 
 
-def test_act_order_is_gptq_of_permuted_columns() -> None:
+def test_act_order_is_gptq_of_permuted_columns_and_the_default() -> None:
     order = np.argsort(-moments_of(X).norms(), kind="stable")
-    direct = pm.quantize(W, "int4", method="gptq", stats=moments_of(X), act_order=True).to_dense()
-    turned = pm.quantize(W[:, order], "int4", method="gptq", stats=moments_of(X[:, order])).to_dense()
+    direct = pm.quantize(W, "int4", method="gptq", stats=moments_of(X)).to_dense()
+    given = {"stats": moments_of(X[:, order]), "act_order": False}
+    turned = pm.quantize(W[:, order], "int4", method="gptq", **given).to_dense()
     np.testing.assert_allclose(direct[:, order], turned, rtol=1e-6)
-    grouped = pm.quantize(W, "int4-g32", method="gptq", stats=moments_of(X), act_order=True)
-    plain = pm.quantize(W, "int4-g32")
-    np.testing.assert_array_equal(grouped.parts()["scale"], plain.parts()["scale"])  # static groups
+    assert (direct != pm.quantize(W, "int4", method="gptq", stats=moments_of(X), act_order=False).to_dense()).any()
+
+
+def test_act_order_costs_nothing_afterwards() -> None:
+    """Grids are those of groups as given, so codes stay in the order of the weight: no permutation, the same parts."""
+    found, plain = pm.quantize(W, "int4-g32", method="gptq", stats=moments_of(X)), pm.quantize(W, "int4-g32")
+    assert type(found) is type(plain) and found.nbytes == plain.nbytes
+    assert found.parts().keys() == plain.parts().keys()
+    np.testing.assert_array_equal(found.parts()["scale"], plain.parts()["scale"])
 
 
 def test_uncorrelated_inputs_of_one_size_leave_nothing_to_make_up_for() -> None:
@@ -109,7 +117,7 @@ def test_gptq_errs_less_than_clipping_and_that_less_than_the_default(scheme: str
 
     gain = 0.95 if scheme.startswith("int2") else 0.85
     assert error("gptq") < gain * error("nearest")
-    assert error("gptq", act_order=True) < gain * error("nearest")
+    assert error("gptq", act_order=False) < gain * error("nearest")
     assert error("mse") <= error("nearest")
 
 
@@ -217,7 +225,7 @@ worst = st.tuples(
     st.integers(0, 2**32),
     st.sampled_from(KINDS),
     st.sampled_from(["int4", "int2-g16", "int4-g16-asym", "int8-g32"]),
-    st.sampled_from([{}, {"damping": 0.0}, {"act_order": True}, {"clip": "mse", "damping": 1e-9}]),
+    st.sampled_from([{}, {"damping": 0.0}, {"act_order": False}, {"clip": "mse", "damping": 1e-9}]),
 )
 
 
@@ -318,8 +326,8 @@ def test_mappings_lists_and_other_axes_find_their_moments() -> None:
         ({"method": "gptq", "stats": moments_of(X), "clip": "x"}, "clip: expected one of nearest"),
         ({"method": "gptq", "stats": moments_of(X), "steps": 3}, "steps: expected an option of 'gptq' .*act_order"),
         (
-            {"method": "gptq", "stats": moments_of(X), "act_order": True, "static_groups": False},
-            "static_groups: expected True with act_order",
+            {"method": "gptq", "stats": moments_of(X), "static_groups": False},
+            "static_groups: expected True with act_order=True, which tears groups apart, got False",
         ),
         ({"method": "percentile", "percentile": 0}, r"percentile: expected a number in \(0, 100\], got 0"),
         ({"method": "mse", "steps": 0}, "steps: expected at least 1, got 0"),

@@ -119,7 +119,10 @@ def _damped(
     moments: F32, order: NDArray[np.intp] | None, scale: float, damping: float, dead: NDArray[np.bool_], dtype: Any
 ) -> NDArray[Any]:
     """A copy in this order, over `scale`, with the damping; dead columns are those of the identity."""
-    a = (moments if order is None else moments[np.ix_(order, order)]).astype(dtype)
+    a = np.empty(moments.shape, dtype)
+    for top in range(0, len(a), PANEL_ROWS):
+        some = slice(top, top + PANEL_ROWS)
+        a[some] = moments[some] if order is None else moments[order[some]].take(order, axis=1)
     a /= dtype.type(scale)
     if dead.any():
         a[dead] = a[:, dead] = 0
@@ -189,7 +192,7 @@ class Sweep:
     """
 
     def __init__(self, w: F32, factor: Factor, order: NDArray[np.intp] | None = None) -> None:
-        self._w = np.ascontiguousarray(w if order is None else w[:, order])
+        self._w = np.ascontiguousarray(w) if order is None else w.take(order, axis=1)
         self._factor, self._order = factor, order
         self._drift = np.zeros_like(self._w)
         rows, self.cols = self._w.shape
@@ -264,11 +267,10 @@ class Sweep:
 
     def result(self) -> F32:
         """(rows, cols): the fixed weights, in their own order. The sweep is over."""
-        fixed = self._drift
-        if self._order is not None:
-            fixed = np.empty_like(self._drift)
-            fixed[:, self._order] = self._drift
-        return fixed
+        if self._order is None:
+            return self._drift
+        places = np.argsort(self._order)
+        return self._drift.take(places, axis=1, out=self._w, mode="clip")  # "raise" would work in a copy of out
 
     def loss(self) -> F64:
         """(rows,): e H e^T of each row with the damped H, the mean squared error of its output."""

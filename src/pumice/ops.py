@@ -77,7 +77,7 @@ def compress(
         Of the inputs of the layer, or of each member's by its name, such as `CalibrationStats`. ``"gptq"`` needs them,
         ``"mse"`` uses them.
     **method_options
-        Of the method: `damping`, `act_order`, `static_groups` and `clip` of ``"gptq"``, `steps` and `smallest` of
+        Of the method: `act_order`, `static_groups`, `damping` and `clip` of ``"gptq"``, `steps` and `smallest` of
         ``"mse"``, `percentile` of ``"percentile"``.
 
     Returns

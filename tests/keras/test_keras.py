@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused() -> None:
         compress(keras.Sequential([layers.Dense(3)]), "int8")
     with pytest.raises(ValueError, match="scheme: expected a scheme, a recipe or tensors, got none"):
         compress(model)
-    with pytest.raises(ValueError, match=r"sparsity: expected a number in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"sparsity: expected a number in \[0, 1\), got 2"):
         PruneCallback(2)
     with pytest.raises(ValueError, match="stop: expected 0 <= start <= stop"):
         PruneCallback(0.5, start=3, stop=1)

@@ -15,6 +15,7 @@ from pumice.keras.compression import kernels
 from pumice.pruning import prune
 from pumice.pruning.base import PRUNERS
 from pumice.pruning.schedule import cubic_sparsity
+from pumice.pruning.selection import check_sparsity
 from pumice.statistics import CalibrationStats
 
 
@@ -23,7 +24,7 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Parameters
     ----------
-    sparsity : float in [0, 1]
+    sparsity : float in [0, 1)
         In the end.
     stop : int
         Step (batch) at which it is reached, rising from `start` on as `pumice.pruning.cubic_sparsity` says; 0: at once.
@@ -52,8 +53,7 @@ class PruneCallback(keras.callbacks.Callback):  # type: ignore[misc]
         stats: CalibrationStats | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if not 0 <= sparsity <= 1:
-            raise ValueError(f"sparsity: expected a number in [0, 1], got {sparsity}")
+        check_sparsity("sparsity", sparsity)
         if not 0 <= start <= stop or every < 1:
             raise ValueError(f"stop: expected 0 <= start <= stop and every >= 1, got {start}, {stop}, {every}")
         self.sparsity, self.start, self.stop, self.every, self.match = sparsity, start, stop, every, match

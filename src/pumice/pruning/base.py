@@ -130,7 +130,7 @@ def prune(
     w : array_like, or a mapping or list of such
         Weights of two or more dimensions. In a mapping or list, 1-D, integer and bool members pass through as the same
         object. CompactArrays and SciPy matrices are decoded.
-    sparsity : float in [0, 1]
+    sparsity : float in [0, 1)
         Share to remove: exactly floor(sparsity * size) entries, those of the lowest flat index first on ties.
     threshold : float, optional
         Instead of `sparsity`: remove what scores below it (``|w| < threshold``).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pumice.pruning.selection import check_sparsity
+
 
 def cubic_sparsity(step: float, *, final: float, stop: float, initial: float = 0.0, start: float = 0.0) -> float:
     """The sparsity to prune to at a step of gradual pruning: fast at first, slowly at the end.
@@ -13,7 +15,7 @@ def cubic_sparsity(step: float, *, final: float, stop: float, initial: float = 0
     ----------
     step : number
         Of training.
-    final, initial : float in [0, 1]
+    final, initial : float in [0, 1)
     start, stop : number
         Steps at which pruning begins and ends.
 
@@ -28,8 +30,7 @@ def cubic_sparsity(step: float, *, final: float, stop: float, initial: float = 0
     [0.0, 0.217, 0.7, 0.8, 0.8]
     """
     for name, value in (("final", final), ("initial", initial)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+        check_sparsity(name, value)
     if not stop > start:
         raise ValueError(f"stop: expected a step after start, {start}, got {stop}")
     if step <= start:

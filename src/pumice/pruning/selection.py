@@ -21,6 +21,12 @@ Mask: TypeAlias = NDArray[np.bool_]
 SCOPES = ("layer", "row", "global")
 
 
+def check_sparsity(name: str, value: float) -> None:
+    """Raise ValueError unless it is a share that leaves something."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+
+
 @dataclass(frozen=True)
 class Rule:
     """Which scores go.
@@ -81,8 +87,8 @@ class Rule:
             return
         if (sparsity is None) == (threshold is None):
             raise ValueError(f"sparsity: expected it or threshold, one of them, got {sparsity} and {threshold}")
-        if sparsity is not None and not 0 <= sparsity <= 1:
-            raise ValueError(f"sparsity: expected a number in [0, 1], got {sparsity}")
+        if sparsity is not None:
+            check_sparsity("sparsity", sparsity)
         if threshold is not None and not 0 <= threshold < math.inf:
             raise ValueError(f"threshold: expected a finite number >= 0, got {threshold}")
 

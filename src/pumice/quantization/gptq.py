@@ -28,7 +28,7 @@ def gptq(
     task: Task,
     *,
     damping: float = DAMPING,
-    act_order: bool = False,
+    act_order: bool = True,
     static_groups: bool | None = None,
     clip: str = "nearest",
 ) -> Solution:
@@ -41,10 +41,11 @@ def gptq(
     damping : float
         Share of the mean of the diagonal of the moments that is added to it; raised where that is not enough.
     act_order : bool
-        Columns of the largest inputs first. With groups, these are static.
+        Columns of the largest inputs first, while the others can still make up for them. The codes are stored in the
+        order of the weight all the same. With groups, these are static.
     static_groups : bool, optional
         Whether the grids of groups are made from the weights as given, rather than as errors have changed them when
-        the group is reached. By default only with `act_order`.
+        the group is reached. By default with `act_order`, and with a `clip` that asks for it.
     clip : str
         The rule for grids: a name in `CLIPS`. Other rules than "nearest" need static groups.
     """
@@ -53,7 +54,7 @@ def gptq(
     if static_groups is None:
         static_groups = act_order or clip != "nearest"
     if grouped and not static_groups and (act_order or clip != "nearest"):
-        why = "act_order, which tears groups apart" if act_order else f"clip={clip!r}"
+        why = "act_order=True, which tears groups apart" if act_order else f"clip={clip!r}"
         raise ValueError(f"static_groups: expected True with {why}, got False")
     if task.w.size == 0:
         return task.w, CLIPS[clip](task), Outcome("gptq", loss=0.0)
@@ -78,7 +79,7 @@ def _swept(task: Task, factor: Factor, order: Order | None, static: Arrays, movi
     groups: NDArray[np.int32] = ((np.arange(cols) if order is None else order) // task.group).astype(np.int32)
     if not moving:
         sweep = Sweep(task.w, factor, order)
-        keep = task.keep if task.keep is None or order is None else task.keep[:, order]
+        keep = task.keep if task.keep is None or order is None else task.keep.take(order, axis=1)
         sweep.fix(cols, keep, task.codec.levels(static), groups)
         return sweep, static
     sweep, grid = Sweep(task.w, factor), {name: array.copy() for name, array in static.items()}

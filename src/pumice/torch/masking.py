@@ -135,7 +135,7 @@ def prune_(
     ----------
     model : torch.nn.Module
         On the CPU.
-    sparsity : float in [0, 1], or None
+    sparsity : float in [0, 1), or None
         None for a pattern that fixes it, such as ``"2:4"``.
     match : str or sequence of str, optional
         Regular expressions that find the names of weights; by default all of Linear and Conv layers but output heads.
@@ -207,8 +207,8 @@ class GradualPruning:
     def __init__(
         self, masks: HeldMasks, final: float, *, end: int, begin: int = 0, every: int = 1, initial: float = 0.0
     ) -> None:
-        if not 0 <= initial <= final <= 1:
-            raise ValueError(f"final: expected 0 <= initial <= final <= 1, got initial {initial}, final {final}")
+        if not 0 <= initial <= final < 1:
+            raise ValueError(f"final: expected 0 <= initial <= final < 1, got initial {initial}, final {final}")
         if not 0 <= begin < end or every < 1:
             raise ValueError(f"end: expected 0 <= begin < end and every >= 1, got {begin}, {end}, {every}")
         self.masks, self.final, self.initial = masks, final, initial
