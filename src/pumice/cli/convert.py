@@ -79,7 +79,7 @@ def add(commands: Any) -> None:
         default=MAX_SHARD_SIZE,
         help="of the files of a folder (default: 5 GB)",
     )
-    add("--resume", action="store_true", help="go on with a conversion that was stopped, if there is one")
+    add("--resume", action="store_true", help="go on with a conversion that was stopped; done at once if it is complete")
     add("--workers", metavar="N", type=int, help="threads, or workers of the cluster (default: the CPUs)")
     add("--max-memory", metavar="BYTES", type=int, help="that the process may take: with little, fewer threads work")
     add("--task", metavar="I/N", type=_share, help="do only the I-th of N shares, and write no DST; then --commit")
@@ -129,6 +129,8 @@ def _convert(options: argparse.Namespace) -> int:
     if options.dry_run:
         memory = (report.memory or 0) / 2**20
         print(f"expected: {report.seconds:.1f} s of encoding, {memory:.0f} MiB of memory", file=sys.stderr)
+    elif report.already_complete:
+        print(f"{report.target}: complete already, from the same source and recipe; nothing was written", file=sys.stderr)
     else:
         print(f"{report.target}: written in {report.seconds:.1f} s", file=sys.stderr)
     return DONE

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pumice.checkpoint import TensorInfo, open_reader
+from pumice.checkpoint import Reader, TensorInfo, open_reader, verify
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
 from pumice.checkpoint.publication import refuse_existing
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
@@ -18,9 +18,10 @@ from pumice.choice import Request
 from pumice.conversion.budget import cpus, forecast, workers_within
 from pumice.conversion.chunks import Job, Origin, forget
 from pumice.conversion.driving import Drive, Progress, Ready, Tally
+from pumice.conversion.finished import finished
 from pumice.conversion.plan import CHUNK_BYTES, Plan, Step, readable_infos, step_nbytes
 from pumice.conversion.shards import Shards
-from pumice.conversion.work import Work, restore_sizes
+from pumice.conversion.work import Work, is_begun, restore_sizes
 from pumice.errors import PumiceError, ResumeError, ToleranceError
 from pumice.model_folder import check_apart, copy_side_file, side_files
 from pumice.options import options as products
@@ -110,7 +111,8 @@ def convert(
     overwrite : bool
         Whether a file, or the weights and files of the same names in a folder, may be replaced.
     resume : bool
-        Go on with the conversion to this target that was stopped, if there is one.
+        Go on with the conversion to this target that was stopped, if there is one. Where it is complete already, from the
+        same source by the same recipe and version, nothing is done, and the report says so (`already_complete`).
     max_shard_size : int
         Bytes of tensors in a file of a folder.
     io : {"read", "mmap"}
@@ -148,8 +150,8 @@ def convert(
     BusyError
         Another conversion to this target is at work.
     ResumeError
-        An unfinished conversion is there that was not asked for, one of another source, recipe or version, or one whose
-        tasks are not all done.
+        An unfinished conversion is there that was not asked for; with `resume`, an unfinished or a finished one of another
+        source, recipe or version; with `commit`, one whose tasks are not all done.
     SourceChangedError
         The source changed while it was read.
     ValueError
@@ -200,21 +202,32 @@ def convert(
             return forecast(plan, str(source), str(target), count)
         copied, skipped = side_files(reader, source, target)
         going_on = resume or commit or task is not None
+        mine = plan.steps if task is None else plan.share(*task)
+        if going_on and not is_begun(target, single) and (infos := finished(plan, target, overwrite)) is not None:
+            reports = tuple(_report(step, infos) for step in mine)
+            _check_errors(reports, max_error)
+            if delete_source:
+                if not (found := verify(target, io="read")).ok:
+                    rule = "target: expected one that verifies before its source goes"
+                    raise PumiceError(f"{rule}, got {'; '.join(map(str, found.errors[:3]))}")
+                _delete(reader)
+            seconds = time.perf_counter() - start
+            return Report(str(source), str(target), reports, seconds, (), skipped, already_complete=True)
         if not going_on:
             refuse_existing(target, single, overwrite)
         with Work(target, single, plan.identity, resume=going_on, restart=overwrite, task=task) as work:
             crew = _Crew(plan, work, job, executor, count, progress)
             try:
                 if task is not None:
-                    crew.encode(plan.share(*task))
-                    reports = tuple(_report(step) for step in plan.share(*task))
+                    crew.encode(mine)
+                    reports = tuple(_report(step) for step in mine)
                     return Report(str(source), str(work.path), reports, time.perf_counter() - start)
                 shards = Shards(plan, work, reader, limit, delete_source)
                 published = going_on and shards.are_published(target)  # killed just before it would have ended
                 if not published:
                     refuse_existing(target, single, overwrite, work.published)
                     crew.fill(shards, commit)
-                reports = tuple(_report(step, shards) for step in plan.steps)
+                reports = tuple(_report(step, shards.infos, shards.output_errors) for step in mine)
                 if not published:
                     _check_errors(reports, max_error)
                     config = partial(_config, shards.infos, asked.scheme)
@@ -225,8 +238,7 @@ def convert(
                     work.discard()  # it would end so again
                 raise
             if delete_source:
-                for file in reader.files:
-                    file.unlink()
+                _delete(reader)
             work.discard()
     return Report(str(source), str(target), reports, time.perf_counter() - start, copied, skipped)
 
@@ -272,15 +284,23 @@ class _Crew:
             shards.abort()
 
 
-def _report(step: Step, shards: Shards | None = None) -> TensorReport:
+def _delete(reader: Reader) -> None:
+    """Remove the source."""
+    for file in reader.files:
+        file.unlink()
+
+
+def _report(
+    step: Step, infos: Mapping[str, TensorInfo] | None = None, output_errors: Mapping[str, float] | None = None
+) -> TensorReport:
     """What became of a tensor, or of those of a task what there is to say before."""
-    choice, info = step.choice, step.info if shards is None else shards.infos[step.name]
+    choice, info = step.choice, step.info if infos is None else infos[step.name]
     chosen = choice.scheme == AUTO and not choice.whole
     error = None if step.copied else info.notes.get("error")
     return TensorReport(
-        step.name, info.shape, info.dtype, step.info.nbytes, None if shards is None else info.nbytes,
+        step.name, info.shape, info.dtype, step.info.nbytes, None if infos is None else info.nbytes,
         error if isinstance(error, float) else None, f"{choice.why}, auto" if chosen else choice.why,
-        None if shards is None else shards.output_errors.get(step.name),
+        (output_errors or {}).get(step.name),
     )  # fmt: skip
 
 

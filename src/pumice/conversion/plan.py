@@ -22,6 +22,7 @@ from pumice.recipe import Recipe, Treatment
 from pumice.scheme import AUTO, Scheme
 from pumice.statistics import Moments
 
+CONVERSION = "conversion"  # the text entry of the target that says how it was made
 CHUNK_BYTES = 32 << 20  # of float32 weights in a chunk: what a worker loses when it is killed
 
 
@@ -103,11 +104,11 @@ class Plan:
         return tuple(sorted(mine, key=lambda s: s.index))
 
     @property
-    def provenance(self) -> dict[str, str]:
-        """What the target says of how it was made; no times, so that two runs give the same bytes."""
+    def provenance(self) -> dict[str, Any]:
+        """What the target says of how it was made, as JSON; no times, so that two runs give the same bytes."""
         table = {key: self.identity[key] for key in ("version", "tensors", "recipe", "stats")}
         table["source_bytes"] = sum(size for _, size, _ in self.origin.files)
-        return {"conversion": json.dumps(table, separators=(",", ":"), sort_keys=True)}
+        return table | {"max_shard_size": self.identity["layout"]["max_shard_size"]}
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:

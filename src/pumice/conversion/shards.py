@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from pumice.checkpoint.publication import (
 from pumice.checkpoint.safetensors import SafetensorsContainer
 from pumice.checkpoint.writer import shard_index
 from pumice.conversion.chunks import PANEL_BYTES, ChunkFile, Done, check_files
-from pumice.conversion.plan import Plan, Step
+from pumice.conversion.plan import CONVERSION, Plan, Step
 from pumice.conversion.work import Work
 from pumice.errors import PumiceError
 from pumice.recipe import Treatment
@@ -134,7 +135,8 @@ class Shards:
         self.paths.append(path)
 
     def _new(self) -> SafetensorsWriter:
-        return SafetensorsWriter(self._path(len(self.paths)), metadata=self._plan.provenance, overwrite=True)
+        metadata = {CONVERSION: json.dumps(self._plan.provenance, separators=(",", ":"), sort_keys=True)}
+        return SafetensorsWriter(self._path(len(self.paths)), metadata=metadata, overwrite=True)
 
     def _room_for(self, nbytes: int) -> SafetensorsWriter:
         if self._limit is not None and self._nbytes and self._nbytes + nbytes > self._limit:

@@ -192,10 +192,7 @@ class Work:
             now = {
                 f: [s[0], was["source"].get(f, s)[1]] if f in self.emptied else s for f, s in identity["source"].items()
             }
-            if different := list(_differences(was, {**identity, "source": now})):
-                more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-                rule = f"resume: expected the conversion that {str(self.path)!r} has begun"
-                raise ResumeError(f"{rule}, got another one: {'; '.join(different[:SHOWN])}{more}")
+            check_same(was, {**identity, "source": now}, f"the conversion that {str(self.path)!r} has begun")
         for kind, value in lines:
             if kind == "chunk":
                 self.done[value["key"]] = Done(**value)
@@ -214,6 +211,18 @@ class Work:
             self._journal.truncate(whole)
         if not whole:
             self.note("conversion", identity)
+
+
+def is_begun(target: Path, single: bool) -> bool:
+    """Whether an unfinished conversion to the target is there."""
+    return any(place_of(target, single).glob("journal*"))
+
+
+def check_same(before: Table, now: Table, which: str) -> None:
+    """Raise ResumeError, which says `which` conversion was expected and what differs, unless both tables are equal."""
+    if different := list(_differences(before, now)):
+        more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        raise ResumeError(f"resume: expected {which}, got another one: {'; '.join(different[:SHOWN])}{more}")
 
 
 def restore_sizes(target: Path, single: bool) -> None:
