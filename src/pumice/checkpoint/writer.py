@@ -23,6 +23,7 @@ from pumice.checkpoint.base import Block, Json, TensorInfo, Writer
 from pumice.checkpoint.conventions.manifest import RESERVED, array_record, manifest_metadata, sign, tensor_name
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.header import ALIGNMENT, Span, count_bits, write_header
+from pumice.checkpoint.locations import local
 from pumice.checkpoint.publication import INDEX, SINGLE, Publication, Staged, refuse_existing, shard_names, write_all
 from pumice.checkpoint.source import is_mapped
 from pumice.scheme import Scheme
@@ -131,7 +132,7 @@ class SafetensorsWriter(Writer):
         self._overwrite, self._manifest = overwrite, manifest
         self._publication: Publication | None = None
         if isinstance(target, (str, os.PathLike)):
-            path = Path(target)
+            path = local(target)
             single = path.suffix == ".safetensors" and not path.is_dir()
             self._path = path if single else None
             self._folder = path.parent if single else path

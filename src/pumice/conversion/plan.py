@@ -14,6 +14,7 @@ from pumice.checkpoint import TensorInfo
 from pumice.checkpoint.base import Reader
 from pumice.checkpoint.conventions.manifest import tensor_name
 from pumice.checkpoint.dtypes import DTYPES
+from pumice.checkpoint.locations import locate
 from pumice.choice import Request
 from pumice.conversion.chunks import Job, Origin, chunk_rows
 from pumice.errors import PumiceError
@@ -126,7 +127,7 @@ def _request_table(request: Request) -> dict[str, Any]:
 def digest_of(stats: Mapping[str, Moments] | str) -> str | None:
     """SHA-256 of the statistics; None without any."""
     if isinstance(stats, str):
-        with open(stats, "rb") as file:
+        with locate(stats).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
     for name in sorted(stats):
