@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import json
 import os
@@ -242,3 +244,27 @@ def test_checksums_are_checked_when_asked(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.safetensors"
     safetensors.numpy.save_file({"x": np.ones(3)}, foreign)
     assert pm.verify(foreign).unchecked == ("x",)
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOSYS, None])
+def test_a_kernel_that_copies_nothing_or_in_part_makes_the_same_file(
+    error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {"fc.weight": pm.compress(np.eye(200), "int8"), "bias": np.arange(1000.0)}
+    pm.save(tmp_path / "a.safetensors", arrays)
+    copied = []
+
+    def copy_file_range(source: int, out: int, count: int, **places: int) -> int:
+        copied.append(count)
+        if error is not None and len(copied) > 1:
+            raise OSError(error, "no")
+        return copy(source, out, max(1, count // 2), **places)
+
+    copy = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    pm.save(tmp_path / "b.safetensors", arrays)
+    assert len(copied) > 1
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with gzip.open(tmp_path / "c.gz", "wb") as file:  # has a descriptor, and writes something else to it
+        pm.save(file, arrays)
+    assert gzip.decompress((tmp_path / "c.gz").read_bytes()) == (tmp_path / "a.safetensors").read_bytes()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice.checkpoint import Reader, TensorInfo
+from pumice.checkpoint.fingerprint import FINGERPRINT, made_from
+from pumice.errors import printable
 from pumice.report import table_of
 
 CHUNK_BYTES = 16 << 20  # of float64 values that are compared at a time
+SHOWN = 6  # names in a line
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,6 +35,9 @@ class TensorDifference:
         Of these, places where one of the two is NaN or infinite; the rest makes the error.
     noise, signal : float
         ``||a - b|| ** 2`` and ``||a|| ** 2``.
+    same_source : bool or None
+        Whether both were made from the same array, or one from the other, by their fingerprints
+        (docs/formats.md); None where neither says what it was made from.
     """
 
     name: str
@@ -41,6 +47,7 @@ class TensorDifference:
     nonfinite: int = 0
     noise: float = field(default=0.0, repr=False)
     signal: float = field(default=0.0, repr=False)
+    same_source: bool | None = None
 
     @property
     def error(self) -> float | None:
@@ -106,7 +113,19 @@ class Difference:
         before, after = self.nbytes
         rows.append(("total", "", "", f"{before:,}", f"{after:,}", "", f"{self.error:.4g}", _snr(self.error)))
         headings = ("tensor", "shape", "scheme", "bytes a", "bytes b", "values differ", "error", "SNR dB")
-        return f"a: {self.a}\nb: {self.b}\n{equal} tensors are the same in both\n{table_of(headings, rows)}"
+        title = f"a: {self.a}\nb: {self.b}\n{equal} tensors are the same in both\n"
+        return title + self._sources() + table_of(headings, rows)
+
+    def _sources(self) -> str:
+        """What is known of where the arrays came from, in a line."""
+        known = [t for t in self.tensors if t.same_source is not None]
+        others = [t.name for t in known if not t.same_source]
+        if not known:
+            return ""
+        if not others:
+            return f"{len(known)} tensors have the same source in both\n"
+        named = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
+        return printable(f"{len(others)} of {len(known)} tensors come from ANOTHER source: {named}") + "\n"
 
 
 def difference(a: Reader, b: Reader, names: tuple[str, str], progress: Progress | None = None) -> Difference:
@@ -126,8 +145,11 @@ def difference(a: Reader, b: Reader, names: tuple[str, str], progress: Progress 
     for name in sorted(in_a | in_b):
         mine, others = (reader.info(name) if name in known else None for reader, known in ((a, in_a), (b, in_b)))
         one = TensorDifference(name, mine, others)
-        if one.a is not None and one.b is not None and one.a.shape == one.b.shape:
-            one = _compared(a, b, one, one.a.shape)
+        if mine is not None and others is not None:
+            if FINGERPRINT in {*mine.notes, *others.notes}:
+                one = replace(one, same_source=made_from(a, name) == made_from(b, name))
+            if mine.shape == others.shape:
+                one = _compared(a, b, one, mine.shape)
         found.append(one)
         done += one.a.nbytes if one.a is not None else 0
         if progress is not None:
@@ -161,7 +183,7 @@ def _compared(a: Reader, b: Reader, one: TensorDifference, shape: tuple[int, ...
         exact = _wide(np.where(finite, x, 0))
         noise.append(_energy(exact - _wide(np.where(finite, y, 0))))
         signal.append(_energy(exact))
-    return TensorDifference(one.name, one.a, one.b, changed, nonfinite, math.fsum(noise), math.fsum(signal))
+    return replace(one, changed=changed, nonfinite=nonfinite, noise=math.fsum(noise), signal=math.fsum(signal))
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:
@@ -187,6 +209,7 @@ def _json(t: TensorDifference) -> dict[str, Any]:
         "nonfinite": t.nonfinite,
         "error": _finite(t.error),
         "snr": _finite(decibels(t.error)),
+        "same_source": t.same_source,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pumice.checkpoint.base import Reader, same_file
+from pumice.checkpoint.locations import Location, is_within, names_in
 
 WEIGHT_SUFFIXES = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".gguf", ".msgpack", ".tflite", ".npz",
@@ -18,7 +19,7 @@ SETTINGS = {"quantize_config.json", "quant_config.json"}  # of a quantization, b
 QUANTIZED = ("quantization_config", "compression_config", "pumice")  # what config.json says of it
 
 
-def check_apart(reader: Reader, source: Path, target: Path) -> None:
+def check_apart(reader: Reader, source: Location, target: Location) -> None:
     """Raise ValueError where writing the target would replace what is read."""
     if same_file(source, target):
         raise ValueError(f"target: expected another path than the source, got {str(target)!r}")
@@ -26,26 +27,27 @@ def check_apart(reader: Reader, source: Path, target: Path) -> None:
         raise ValueError(f"target: expected another place than the source, got {str(target)!r}")
 
 
-def side_files(reader: Reader, source: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def side_files(reader: Reader, source: Location, target: Location) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The other files of a model folder that go along, and those that do not: weights that are not read here."""
     if not source.is_dir() or (target.suffix in (".safetensors", ".npz", ".gguf") and not target.is_dir()):
         return (), ()
-    read = {file.resolve() for file in reader.files}
     copied: list[str] = []
     skipped: list[str] = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        within = target.resolve() in (path.resolve(), *path.resolve().parents)
-        index = path.name.endswith(".index.json")
-        if hidden or within or index or not path.is_file() or path.resolve() in read:
+    for name in names_in(source):
+        path = source / name
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        index = name.endswith(".index.json")
+        read = any(same_file(path, file) for file in reader.files)
+        if hidden or index or is_within(path, target) or not path.is_file() or read:
             continue
         weights = path.suffix in WEIGHT_SUFFIXES or path.name in SETTINGS
-        (skipped if weights else copied).append(str(name))
+        (skipped if weights else copied).append(name)
     return tuple(copied), tuple(skipped)
 
 
-def copy_side_file(source: Path, name: str, config: Callable[[dict[str, Any]], dict[str, Any]], out: IO[bytes]) -> None:
+def copy_side_file(
+    source: Location, name: str, config: Callable[[dict[str, Any]], dict[str, Any]], out: IO[bytes]
+) -> None:
     """Write one of them. What the model's config.json says of the weights' quantization goes, and `config` adds to the
     rest; one that is no JSON object is copied as it is."""
     if name == CONFIG and (table := _table(source / name)) is not None:
@@ -60,7 +62,7 @@ def write_config(table: Mapping[str, Any], out: IO[bytes]) -> None:
     out.write(json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def _table(path: Path) -> dict[str, Any] | None:
+def _table(path: Location) -> dict[str, Any] | None:
     try:
         table = json.loads(path.read_bytes())
     except ValueError:

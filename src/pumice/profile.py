@@ -202,15 +202,19 @@ def cpu_name() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
+def cache_folder() -> Path:
+    """Where pumice keeps what it can make anew."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pumice"
+
+
 def cache_path(isa: str | None = None) -> Path:
     """The file of this machine's profile, whether it is there or not."""
     from pumice import __version__
 
     isa = native.get_isa() if isa is None else isa
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     name = hashlib.sha256(f"{cpu_name()}\n{isa}\n{__version__}".encode()).hexdigest()[:12]
-    return root / "pumice" / f"profile-{isa}-{name}.json"
+    return cache_folder() / f"profile-{isa}-{name}.json"
 
 
 def save_profile(profile: Profile) -> Path:

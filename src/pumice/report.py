@@ -56,7 +56,8 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All tensors of a conversion, and its totals; of a dry run `seconds` and `memory` (bytes) are what to expect."""
+    """All tensors of a conversion, and its totals; of a dry run `seconds` and `memory` (bytes) are what to expect.
+    `already_complete` says that an earlier run has written the target, and this one nothing."""
 
     source: str
     target: str
@@ -65,6 +66,7 @@ class Report:
     copied: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     memory: int | None = None
+    already_complete: bool = False
 
     @property
     def nbytes_before(self) -> int:

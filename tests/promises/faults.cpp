@@ -104,6 +104,13 @@ ssize_t write(int fd, const void* data, size_t size) {
   return faulty([&] { return REAL(write)(fd, data, action == kShort && size > 1 && calls - 1 == target ? size / 2 : size); });
 }
 
+ssize_t copy_file_range(int from, off64_t* begin, int to, off64_t* end, size_t size, unsigned flags) {
+  return faulty([&] {
+    const bool cut = action == kShort && size > 1 && calls - 1 == target;
+    return REAL(copy_file_range)(from, begin, to, end, cut ? size / 2 : size, flags);
+  });
+}
+
 int fsync(int fd) {
   return faulty([&] { return REAL(fsync)(fd); });
 }

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from numpy.typing import NDArray
 
+from pumice.checkpoint.locations import URL, Location, locate, state_of
 from pumice.checkpoint.source import Buffer
 from pumice.errors import FormatError
 from pumice.layouts import CompactArray, Transposed
@@ -82,24 +83,17 @@ class Reader(ABC):
     format: ClassVar[str]
 
     @classmethod
-    def matches(cls, path: Path) -> bool:
-        """Whether the content at `path` (a file or a folder) is of this format. Reads a few bytes at most."""
-        if path.is_dir():
-            return cls.holds(path)
-        return path.is_file() and cls.knows(read_head(path))
-
-    @classmethod
     def knows(cls, head: bytes) -> bool:
         """Whether a file that begins so (`HEAD` bytes, or all of it) is of this format."""
         return False
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:
+    def holds(cls, folder: Location) -> bool:
         """Whether the folder has weights of this format."""
         return False
 
     @abstractmethod
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None: ...
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None: ...
 
     @property
     @abstractmethod
@@ -113,10 +107,10 @@ class Reader(ABC):
 
     @property
     @abstractmethod
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """The files that hold the tensors; empty for one read from memory."""
 
-    def files_of(self, name: str) -> tuple[Path, ...]:
+    def files_of(self, name: str) -> tuple[Location, ...]:
         """The files that hold an array."""
         return self.files
 
@@ -137,6 +131,10 @@ class Reader(ABC):
         """Whether an array is one tensor of the file, whose bytes `raw` gives, and not made of several."""
         return True
 
+    def tensors(self, name: str) -> tuple[str, ...]:
+        """The tensors of the file that an array consists of; `raw` gives the bytes of each."""
+        return (name,)
+
     @abstractmethod
     def array(self, name: str) -> Any:
         """The whole array: an ndarray (as `rows` widens it; a read-only view where it can be) or a CompactArray."""
@@ -156,6 +154,11 @@ class Reader(ABC):
         if not 0 <= start <= stop <= count:
             raise ValueError(f"start, stop: expected 0 <= start <= stop <= {count}, got {start}, {stop}")
         return self._rows(name, start, stop)
+
+    def stored(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
+        """Rows [start, stop) of a plain tensor as the file has them, BF16 and F8 as patterns, of which `rows_of` makes
+        `rows`; None for an array whose rows are made otherwise."""
+        return None
 
     @abstractmethod
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]: ...
@@ -232,13 +235,16 @@ def open_reader(path: str | os.PathLike[str], *, io: str = "mmap") -> Reader:
     Parameters
     ----------
     path
-        A weights file, or a folder that holds one (or shards and their index).
+        A weights file, or a folder that holds one (or shards and their index); or a URL that fsspec knows, of which
+        only the ranges of bytes are read that are asked for.
     io
         "mmap" maps the file, which then must not change while open; "read" copies what is asked for
         (network disks).
 
     Raises
     ------
+    ValueError
+        A URL, and fsspec or what it needs for this store is not installed.
     FileNotFoundError
         Nothing is there.
     FormatError
@@ -246,20 +252,21 @@ def open_reader(path: str | os.PathLike[str], *, io: str = "mmap") -> Reader:
     """
     if io not in ("mmap", "read"):
         raise ValueError(f"io: expected 'mmap' or 'read', got {io!r}")
-    where = Path(path)
+    where = locate(path)
     if not where.exists():
         raise FileNotFoundError(f"path: expected an existing file or folder, got {str(where)!r}")
-    for reader in _READERS:
-        if reader.matches(where):
-            return reader(where, io=io)
     if where.is_dir():
+        if holder := next((reader for reader in _READERS if reader.holds(where)), None):
+            return holder(where, io=io)
         found = ", ".join(sorted(entry.name for entry in where.iterdir())[:8]) or "nothing"
         raise FormatError(str(where), None, "a folder with weights", found, f"known formats: {_formats()}")
     if not where.is_file():
         raise FormatError(str(where), None, "a file or folder", "something else (device or pipe)", None)
     head = read_head(where)
+    if knower := reader_for(head):
+        return knower(where, io=io)
     refuse_non_weights(head, str(where))
-    got = f"{where.stat().st_size} bytes that start {head[:16]!r}"
+    got = f"{state_of(where)[0]} bytes that start {head[:16]!r}"
     raise FormatError(str(where), None, f"a known format ({_formats()})", got, "a truncated or damaged copy?")
 
 
@@ -268,8 +275,10 @@ def reader_for(head: bytes) -> type[Reader] | None:
     return next((reader for reader in _READERS if reader.knows(head)), None)
 
 
-def read_head(path: Path) -> bytes:
+def read_head(path: Location) -> bytes:
     """The first `HEAD` bytes of a file."""
+    if isinstance(path, URL):
+        return path.read(0, HEAD)
     with path.open("rb") as file:
         return file.read(HEAD)
 
@@ -282,9 +291,11 @@ def refuse_non_weights(head: bytes, path: str) -> None:
         raise FormatError(path, None, "a weights file", "a Git LFS pointer, not the weights", "run: git lfs pull")
 
 
-def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+def same_file(a: Location, b: Location) -> bool:
     """Whether both paths lead to one file or folder (links followed); False if either is missing."""
     try:
+        if isinstance(a, URL) or isinstance(b, URL):
+            return a == b
         return os.path.samefile(a, b)
     except FileNotFoundError:
         return False

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pumice.checkpoint.dtypes import DTYPES
 from pumice.checkpoint.json_text import parse_json
+from pumice.checkpoint.locations import Location
 from pumice.checkpoint.source import Buffer, Source
 from pumice.errors import FormatError, near
 
@@ -39,7 +39,7 @@ class Shard:
     """One file of a container (most have one): `name` is for messages, `path` None for one in memory."""
 
     name: str
-    path: Path | None
+    path: Location | None
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
 
@@ -59,12 +59,12 @@ class Container(ABC):
         """Whether a file that begins so is of this format; see `Reader.knows`."""
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:
+    def holds(cls, folder: Location) -> bool:
         """Whether the folder has weights of this format."""
         return False
 
     @abstractmethod
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None: ...
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None: ...
 
     @abstractmethod
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
@@ -80,7 +80,7 @@ class Container(ABC):
         return iter(())
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """The files that hold the tensors; empty for one read from memory."""
         return tuple(shard.path for shard in self.shards if shard.path is not None)
 
@@ -104,7 +104,7 @@ class Container(ABC):
         """The file that holds a tensor, for messages."""
         return self._shard_of[name].name
 
-    def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
+    def files_of(self, names: Iterable[str]) -> tuple[Location, ...]:
         """The files that hold some tensors, in the order of `files`."""
         paths = {self._shard_of[name].path for name in names}
         return tuple(file for file in self.files if file in paths)
@@ -155,7 +155,7 @@ class Container(ABC):
         return {}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Location) -> dict[str, Any]:
     source = Source(path, io="read")
     if source.size > CONFIG_CAP:
         raise FormatError(str(path), None, f"at most {CONFIG_CAP} bytes", f"{source.size} bytes", None)

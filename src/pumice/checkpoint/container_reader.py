@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from pumice.checkpoint.base import Json, Reader, TensorInfo
 from pumice.checkpoint.container import Container
 from pumice.checkpoint.conventions import CONVENTIONS, Found
-from pumice.checkpoint.dtypes import float32_of, widen
+from pumice.checkpoint.dtypes import float32_of, rows_of, widen
+from pumice.checkpoint.locations import Location
 from pumice.checkpoint.source import Buffer
 from pumice.errors import FormatError
 from pumice.layouts import CompactArray
@@ -33,10 +33,10 @@ class ContainerReader(Reader):
         return cls.container_type.knows(head)
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:
+    def holds(cls, folder: Location) -> bool:
         return cls.container_type.holds(folder)
 
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None:
         self.container = self.container_type(path, io=io)
         self._found: dict[str, Found] = {}
         self._conventions: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class ContainerReader(Reader):
         return self.container.metadata
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         return self.container.files
 
     @property
@@ -86,11 +86,14 @@ class ContainerReader(Reader):
     def is_tensor(self, name: str) -> bool:
         return name not in self._found
 
+    def tensors(self, name: str) -> tuple[str, ...]:
+        return self._found[name].tensors if name in self._found else (name,)
+
     def array(self, name: str) -> Any:
-        value = self._stored(name)
+        value = self._whole(name)
         return value if isinstance(value, CompactArray) else widen(value, self.info(name).dtype)
 
-    def _stored(self, name: str) -> CompactArray | NDArray[Any]:
+    def _whole(self, name: str) -> CompactArray | NDArray[Any]:
         """The whole array; of plain ones what is stored, BF16 and F8 as patterns."""
         if name not in self._found:
             return self.container.read(name)
@@ -104,30 +107,31 @@ class ContainerReader(Reader):
             where = self.container.where(found.tensors[0])
             raise FormatError(where, name, error.rule, error.got, error.hint) from error
 
-    def files_of(self, name: str) -> tuple[Path, ...]:
-        tensors = self._found[name].tensors if name in self._found else (name,)
-        return self.container.files_of(tensors)
+    def files_of(self, name: str) -> tuple[Location, ...]:
+        return self.container.files_of(self.tensors(name))
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         if name not in self._found or name in self.container.entries:
             return self.container.raw(name, start, stop)
-        value = self._stored(name)
+        value = self._whole(name)
         if isinstance(value, CompactArray):
             raise KeyError(f"name: expected a tensor, got {name!r}, which consists of several: see its parts")
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8)[start:stop].data.toreadonly()
 
+    def stored(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
+        return None if name in self._found else self.container.read(name, start, stop)
+
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         if name not in self._found:
-            values = widen(self.container.read(name, start, stop), self.container.entry(name).dtype)
-        else:
-            last = self._last  # one reference: threads may exchange it meanwhile
-            if last[0] != name:
-                self._last = last = "", None  # first let go of the one before
-                self._last = last = name, self.array(name)
-            rows: CompactArray | NDArray[Any] = last[1]
-            if isinstance(rows, CompactArray):
-                return rows.decode_rows(start, stop).reshape(stop - start, *rows.shape[1:])
-            values = rows[start:stop] if rows.ndim else rows[None]
+            return rows_of(self.container.read(name, start, stop), self.container.entry(name).dtype)
+        last = self._last  # one reference: threads may exchange it meanwhile
+        if last[0] != name:
+            self._last = last = "", None  # first let go of the one before
+            self._last = last = name, self.array(name)
+        rows: CompactArray | NDArray[Any] = last[1]
+        if isinstance(rows, CompactArray):
+            return rows.decode_rows(start, stop).reshape(stop - start, *rows.shape[1:])
+        values = rows[start:stop] if rows.ndim else rows[None]
         return float32_of(values) if values.dtype == np.float16 else values
 
     def close(self) -> None:

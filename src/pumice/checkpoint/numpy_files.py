@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -27,8 +26,9 @@ from pumice.checkpoint.container_reader import ContainerReader
 from pumice.checkpoint.dtypes import dtype_name
 from pumice.checkpoint.header import DIMENSIONS_CAP
 from pumice.checkpoint.json_text import NUMBER_CAP
+from pumice.checkpoint.locations import Location
 from pumice.checkpoint.source import Buffer, Source
-from pumice.checkpoint.strided import Strided, row_major
+from pumice.checkpoint.strided import Strided, bytes_of, row_major
 from pumice.errors import FormatError
 
 MAGIC = b"\x93NUMPY"
@@ -49,19 +49,19 @@ class NumpyShard(Shard):
     places: Mapping[str, tuple[Strided, int]]
 
     @classmethod
-    def open(cls, origin: Path | Buffer, *, io: str = "mmap") -> Self:
+    def open(cls, origin: Location | Buffer, *, io: str = "mmap") -> Self:
         source = Source(origin, io=io)
         head = bytes(source.view(0, min(HEAD, source.size)))
         refuse_non_weights(head, source.name)
         members: Archive | None = None
         metadata: dict[str, str] = {}
         if head.startswith(MAGIC):
-            stem = origin.stem if isinstance(origin, Path) else "array"
+            stem = "array" if isinstance(origin, Buffer) else origin.stem
             places = {stem: read_npy_header(head, source.size, source.name, None)}
         else:
             members = Archive(source)
             places, metadata = _members(members)
-        path = origin if isinstance(origin, Path) else None
+        path = None if isinstance(origin, Buffer) else origin
         entries = {name: Entry(place.dtype, place.shape, place.nbytes) for name, (place, _) in places.items()}
         return cls(source.name, path, entries, metadata, source, members, places)
 
@@ -84,7 +84,7 @@ class NumpyContainer(Container):
         zipped = head.startswith(archive.MAGIC) and archive.first_name(head).endswith(b".npy")
         return head.startswith((MAGIC, archive.END)) or zipped  # an end alone: numpy.savez of nothing
 
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None:
         self.shards = (NumpyShard.open(path, io=io),)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -98,7 +98,8 @@ class NumpyContainer(Container):
             raise FormatError(shard.name, name, error.rule, error.got, error.hint) from error
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
+        entry = self.entry(name)
+        return bytes_of(partial(self.read, name), entry.shape, entry.nbytes, start, stop)
 
     def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
         for shard in self.shards:

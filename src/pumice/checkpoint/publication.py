@@ -22,6 +22,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from pumice.checkpoint.locations import URL, Location, is_there, names_in
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 LEDGER = re.compile(r"\.pumice\.([0-9a-f]{12})\.tmp")
@@ -32,7 +34,7 @@ Staged = tuple[Path, str]
 """Where a file is, and the name in the folder that it is to get."""
 
 
-def refuse_existing(place: Path, single: bool, overwrite: bool, own: Collection[str] = ()) -> None:
+def refuse_existing(place: Location, single: bool, overwrite: bool, own: Collection[str] = ()) -> None:
     """Raise FileExistsError where a file, or a folder that is not empty, would be replaced unasked. Files that are the
     caller's `own`, of a publication that was stopped, may be there."""
     if overwrite or not place.exists():
@@ -40,18 +42,19 @@ def refuse_existing(place: Path, single: bool, overwrite: bool, own: Collection[
     if single:
         got = "a file"
     else:
-        names = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
-        others = (name for name in names if str(name) not in own)
-        visible = next((name for name in others if not any(part.startswith(".") for part in name.parts)), None)
+        others = (name for name in names_in(place) if name not in own)
+        visible = next((name for name in others if not any(part.startswith(".") for part in Path(name).parts)), None)
         if visible is None:
             return
-        got = f"a folder that holds {str(visible)!r}"
+        got = f"a folder that holds {visible!r}"
     rule = "expected a new path or an empty folder unless overwrite=True (--overwrite)"
     raise FileExistsError(f"target: {rule}, got {got} at {str(place)!r}")
 
 
 class Publication:
     """The files of one writer, on their way to one folder."""
+
+    indexed = 2  # so many files of weights get an index
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,6 +120,10 @@ class Publication:
             (self.folder / SINGLE).unlink(missing_ok=True)
         sync_folders({self.folder})
 
+    def shard_names(self, count: int) -> list[str]:
+        """Names for the shards, to be chosen within `exclusive`."""
+        return shard_names(self.folder, count)
+
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """No other writer sweeps the folder, chooses names or publishes meanwhile."""
         return _locked(self.folder)
@@ -154,11 +161,74 @@ class Publication:
             self._made.append(path)
 
 
-def shard_names(folder: Path, count: int) -> list[str]:
-    """Hugging Face's names; with a number behind "model" where one of them is taken."""
+class Uploads:
+    """The same for a folder of a store, which cannot rename: parts first, one small index last. Until that is there, or
+    has replaced the one before, readers see nothing of them.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    scratch
+        A folder of this machine for what is staged.
+    own
+        Names that an earlier try has chosen; some of these files may be there.
+    uploaded
+        Those of them that are there whole.
+    note
+        Called with each name that is there from now on.
+    """
+
+    indexed = 1
+
+    def __init__(
+        self, folder: URL, scratch: Path, own: Collection[str], uploaded: Collection[str], note: Callable[[str], None]
+    ) -> None:
+        self.folder, self._scratch, self._own, self._uploaded, self._note = folder, scratch, own, uploaded, note
+
+    def stage(self, name: str, fill: Callable[[IO[bytes]], object]) -> Staged:
+        """Have `fill` write a file that will be called so."""
+        path = self._scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as out:
+            fill(out)
+        return path, name
+
+    def adopt(self, path: Path, name: str) -> Staged:
+        """Stage a finished file."""
+        return path, name
+
+    def publish(self, weights: list[Staged], beside: list[Staged], *, whole: bool) -> None:
+        """As `Publication.publish`. Of the weights of before, what the new index no longer names goes after it."""
+        old = weights_in(self.folder) if whole else set()
+        for path, name in (*beside, *weights):
+            there = self.folder / name
+            if name not in self._uploaded or not there.exists():
+                there.upload(path)
+                self._note(name)
+        for name in sorted(old - {name for _, name in weights}, key=lambda name: name != SINGLE):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def shard_names(self, count: int) -> list[str]:
+        """Names for the shards: those of an earlier try, so that it leaves nothing behind."""
+        return shard_names(self.folder, count, self._own)
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Stores have no locks."""
+        return contextlib.nullcontext()
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def discard(self) -> None:
+        """What is uploaded stays, for a resume."""
+
+
+def shard_names(folder: Location, count: int, own: Collection[str] = ()) -> list[str]:
+    """Hugging Face's names; with a number behind "model" where one of them is taken by what is not the caller's own."""
     for stem in itertools.chain(["model"], (f"model-{turn}" for turn in itertools.count(2))):
         names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        if all(_inode(folder / name) is None for name in names):
+        if all(name in own or not is_there(folder / name) for name in names):
             return names
     raise AssertionError("there is always a free name")
 
@@ -202,9 +272,9 @@ def _listed(ledger: Path) -> Iterator[tuple[str, int | None]]:
                 yield name, inode
 
 
-def weights_in(folder: Path) -> set[str]:
+def weights_in(folder: Location) -> set[str]:
     """The names of the files that a reader of the folder goes to; without the shards if the index is broken."""
-    if _inode(folder / SINGLE) is not None:
+    if is_there(folder / SINGLE):
         return {SINGLE}
     try:
         names = {INDEX, *json.loads((folder / INDEX).read_bytes())["weight_map"].values()}

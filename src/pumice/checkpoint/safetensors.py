@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from pumice.checkpoint.base import LFS_HEAD, refuse_non_weights, register
 from pumice.checkpoint.container import Container, Shard
 from pumice.checkpoint.container_reader import ContainerReader
 from pumice.checkpoint.header import Span, read_header
+from pumice.checkpoint.locations import Location, matching
 from pumice.checkpoint.publication import SINGLE
 from pumice.checkpoint.shards import open_folder
 from pumice.checkpoint.source import Buffer, Source
@@ -26,14 +26,14 @@ class SafetensorsShard(Shard):
     text: bytes
 
     @classmethod
-    def open(cls, origin: Path | Buffer, *, io: str = "mmap") -> Self:
+    def open(cls, origin: Location | Buffer, *, io: str = "mmap") -> Self:
         if sys.byteorder != "little":
             raise NotImplementedError("safetensors: expected a little-endian machine, got a big-endian one")
         source = Source(origin, io=io)
         head = bytes(source.view(0, min(len(LFS_HEAD), source.size)))
         refuse_non_weights(head, source.name)
         header = read_header(source)
-        path = origin if isinstance(origin, Path) else None
+        path = None if isinstance(origin, Buffer) else origin
         return cls(source.name, path, header.entries, header.metadata, source, header.text)
 
 
@@ -49,12 +49,12 @@ class SafetensorsContainer(Container):
         return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:
+    def holds(cls, folder: Location) -> bool:
         return any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json"))
 
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
-        if isinstance(path, Path) and path.is_dir():
-            files = sorted(path.glob("*.safetensors"))
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None:
+        if not isinstance(path, Buffer) and path.is_dir():
+            files = matching(path, "*.safetensors")
             self.shards = open_folder(path, files, SINGLE, lambda file: SafetensorsShard.open(file, io=io))
         else:
             self.shards = (SafetensorsShard.open(path, io=io),)

@@ -11,6 +11,7 @@ from pumice.checkpoint.base import LFS_HEAD, refuse_non_weights
 from pumice.checkpoint.container import Shard
 from pumice.checkpoint.header import HEADER_CAP
 from pumice.checkpoint.json_text import parse_json
+from pumice.checkpoint.locations import Location, matching
 from pumice.checkpoint.source import Source
 from pumice.errors import FormatError
 
@@ -18,7 +19,9 @@ PART = re.compile(r".*-(\d{5})-of-(\d{5})\.\w+")
 S = TypeVar("S", bound=Shard)
 
 
-def open_folder(folder: Path, files: Sequence[Path], single: str, open_one: Callable[[Path], S]) -> tuple[S, ...]:
+def open_folder(
+    folder: Location, files: Sequence[Location], single: str, open_one: Callable[[Location], S]
+) -> tuple[S, ...]:
     """Open what a folder holds.
 
     Parameters
@@ -38,7 +41,7 @@ def open_folder(folder: Path, files: Sequence[Path], single: str, open_one: Call
         More than one file or index that could be meant; an index that is wrong.
     """
     index = folder / f"{single}.index.json"
-    indexes = sorted(folder.glob(f"*{Path(single).suffix}.index.json"))
+    indexes = matching(folder, f"*{Path(single).suffix}.index.json")
     if folder / single in files:  # as transformers does, it goes before an index
         return (open_one(folder / single),)
     if index in indexes or len(indexes) == 1:
@@ -51,11 +54,10 @@ def open_folder(folder: Path, files: Sequence[Path], single: str, open_one: Call
 
 
 def _is_part(name: str) -> bool:
-    match = PART.fullmatch(name)
-    return match is not None and int(match[2]) > 1
+    return PART.fullmatch(name) is not None
 
 
-def _open_index(index: Path, open_one: Callable[[Path], S]) -> tuple[S, ...]:
+def _open_index(index: Location, open_one: Callable[[Location], S]) -> tuple[S, ...]:
     where = str(index)
     source = Source(index, io="read")
     refuse_non_weights(bytes(source.view(0, min(len(LFS_HEAD), source.size))), where)
@@ -81,7 +83,7 @@ def _open_index(index: Path, open_one: Callable[[Path], S]) -> tuple[S, ...]:
     return tuple(shards.values())
 
 
-def _shard_files(index: Path, shard_names: Mapping[str, object]) -> list[str]:
+def _shard_files(index: Location, shard_names: Mapping[str, object]) -> list[str]:
     """The files of an index, each a plain name (links are followed) and there."""
     for tensor, file in shard_names.items():
         plain = isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0")

@@ -12,6 +12,7 @@ import numpy as np
 
 from pumice.checkpoint.base import HEAD, Reader, TensorInfo, info_of, open_reader, reader_for
 from pumice.checkpoint.dtypes import dtype_name
+from pumice.checkpoint.locations import Location, locate
 from pumice.checkpoint.safetensors import SafetensorsReader
 from pumice.checkpoint.verification import VerifyReport, verify_reader
 from pumice.checkpoint.writer import MAX_SHARD_SIZE, SafetensorsWriter
@@ -103,7 +104,8 @@ def load(
     Parameters
     ----------
     source : path, bytes or binary file
-        A weights file, a folder that holds one or shards and their index, or the bytes of a file.
+        A weights file, a folder that holds one or shards and their index, or the bytes of a file. Or a URL that fsspec
+        knows (``pip install pumice[fsspec]``), such as ``s3://bucket/model``: only what is asked for is read.
     io : {"mmap", "read"}
         "mmap" maps files, which then must not change; "read" reads what is asked for (network disks).
     prepack : {"lazy", "eager", "never"}
@@ -188,9 +190,9 @@ class Checkpoint(Mapping[str, Any]):
         return name in self._names
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> Location | None:
         """The file or folder; None of bytes."""
-        return None if self._path == MEMORY else Path(self._path)
+        return None if self._path == MEMORY else locate(self._path)
 
     @property
     def metadata(self) -> Mapping[str, str]:

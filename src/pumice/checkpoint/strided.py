@@ -72,6 +72,24 @@ class Strided:
         return found
 
 
+def bytes_of(
+    read: Callable[[int, int], NDArray[Any]], shape: tuple[int, ...], nbytes: int, start: int, stop: int | None
+) -> memoryview:
+    """Bytes [start, stop) of a tensor in C order, from the rows that `read` gives: no more of them than that takes.
+
+    Examples
+    --------
+    >>> rows = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    >>> bytes(bytes_of(lambda a, b: rows[a:b], (3, 2), 6, 1, 4))
+    b'\\x01\\x02\\x03'
+    """
+    row = max(nbytes // max(shape[0] if shape else 1, 1), 1)
+    stop = nbytes if stop is None else stop
+    first = start // row
+    found = np.ascontiguousarray(read(first, max(first, -(-stop // row)))).reshape(-1).view(np.uint8)
+    return found[start - first * row : stop - first * row].data
+
+
 def check_extent(place: Strided, nbytes: int, path: str, name: str) -> None:
     """Raise FormatError unless the tensor lies within its `nbytes` bytes, and is no bomb: strides of 0 repeat items."""
     if count_bits(place.shape, place.dtype) is None:

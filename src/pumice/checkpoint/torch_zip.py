@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pumice.checkpoint import archive
@@ -23,9 +21,10 @@ from pumice.checkpoint.archive import Archive
 from pumice.checkpoint.base import HEAD, read_head, refuse_non_weights, register
 from pumice.checkpoint.container import Container, Entry, Shard
 from pumice.checkpoint.container_reader import ContainerReader
+from pumice.checkpoint.locations import Location, matching
 from pumice.checkpoint.shards import open_folder
 from pumice.checkpoint.source import Buffer, Source
-from pumice.checkpoint.strided import Strided, check_extent
+from pumice.checkpoint.strided import Strided, bytes_of, check_extent
 from pumice.checkpoint.torch_pickle import PICKLE_CAP, Tensor, read_torch_pickle
 from pumice.errors import FormatError
 
@@ -45,7 +44,7 @@ class TorchShard(Shard):
     places: Mapping[str, tuple[Strided, str]]
 
     @classmethod
-    def open(cls, origin: Path | Buffer, *, io: str = "mmap") -> Self:
+    def open(cls, origin: Location | Buffer, *, io: str = "mmap") -> Self:
         source = Source(origin, io=io)
         head = bytes(source.view(0, min(HEAD, source.size)))
         refuse_non_weights(head, source.name)
@@ -54,12 +53,12 @@ class TorchShard(Shard):
         root = _root(members)
         saved = _saved(members, root)
         key, rest = _weights_key(saved)
-        stem = origin.stem if isinstance(origin, Path) else "tensor"
+        stem = "tensor" if isinstance(origin, Buffer) else origin.stem
         tensors = _flat(saved if key is None else saved[key], stem, source.name)
         places = {name: (tensor.place, _member(members, root, name, tensor)) for name, tensor in tensors}
         return cls(
             source.name,
-            origin if isinstance(origin, Path) else None,
+            None if isinstance(origin, Buffer) else origin,
             {name: Entry(place.dtype, place.shape, place.nbytes) for name, (place, _) in places.items()},
             {} if key is None else {"weights key": key, "left out": ", ".join(map(str, rest))},
             members,
@@ -80,11 +79,11 @@ class TorchContainer(Container):
         return _is_pickle(head) or _is_tar(head)
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:
+    def holds(cls, folder: Location) -> bool:
         return any(folder.glob("*.bin.index.json")) or bool(_weights_files(folder))
 
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
-        if isinstance(path, Path) and path.is_dir():
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None:
+        if not isinstance(path, Buffer) and path.is_dir():
             self.shards = open_folder(path, _weights_files(path), SINGLE, lambda file: TorchShard.open(file, io=io))
         else:
             self.shards = (TorchShard.open(path, io=io),)
@@ -101,7 +100,8 @@ class TorchContainer(Container):
             raise FormatError(shard.name, name, error.rule, error.got, error.hint) from error
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        return np.ascontiguousarray(self.read(name)).reshape(-1).view(np.uint8).data[start:stop]
+        entry = self.entry(name)
+        return bytes_of(partial(self.read, name), entry.shape, entry.nbytes, start, stop)
 
     def check(self) -> Iterator[tuple[str | None, FormatError | None]]:
         for shard in self.shards:
@@ -192,8 +192,8 @@ def _member(members: Archive, root: str, name: str, tensor: Tensor) -> str:
     return member
 
 
-def _weights_files(folder: Path) -> list[Path]:
-    files = sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}") if path.is_file())
+def _weights_files(folder: Location) -> list[Location]:
+    files = [path for suffix in SUFFIXES for path in matching(folder, f"*{suffix}") if path.is_file()]
     return [path for path in files if TorchContainer.knows(read_head(path))]
 
 

@@ -31,7 +31,7 @@ def add_command(
 
 def add_path(command: argparse.ArgumentParser, name: str = "path") -> None:
     """A checkpoint of any format."""
-    command.add_argument(name, type=Path, help="a weights file, or a folder with weights")
+    command.add_argument(name, help="a weights file, a folder with weights, or a URL of one")
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("source", metavar="SRC", type=Path, help="a weights file, or a folder with weights")
-    add("target", metavar="DST", type=Path, help="a file that ends in .safetensors, or a folder")
+    add("source", metavar="SRC", help="a weights file, a folder with weights, or a URL of one")
+    add("target", metavar="DST", help="a file that ends in .safetensors, or a folder; or a URL")
     add("--scheme", metavar="S", help="for weights of two or more dimensions, such as int4-g128; auto chooses for each")
     add("--prune", metavar="METHOD[:SPARSITY][:PATTERN]", help="before that, such as wanda:0.5 or sparsegpt:2:4")
     add("--method", choices=tuple(METHODS), help="how integers are found (default: nearest)")
@@ -79,11 +79,14 @@ def add(commands: Any) -> None:
         default=MAX_SHARD_SIZE,
         help="of the files of a folder (default: 5 GB)",
     )
-    add("--resume", action="store_true", help="go on with a conversion that was stopped, if there is one")
+    add(
+        "--resume", action="store_true", help="go on with a conversion that was stopped; done at once if it is complete"
+    )
     add("--workers", metavar="N", type=int, help="threads, or workers of the cluster (default: the CPUs)")
     add("--max-memory", metavar="BYTES", type=int, help="that the process may take: with little, fewer threads work")
     add("--task", metavar="I/N", type=_share, help="do only the I-th of N shares, and write no DST; then --commit")
     add("--commit", action="store_true", help="put together what all tasks have done")
+    add("--work", metavar="DIR", type=Path, help="for an unfinished conversion to a URL (default: the user's cache)")
     add("--dask", metavar="ADDRESS", help="encode on a Dask cluster, whose workers see the same paths")
     add(
         "--delete-source",
@@ -129,6 +132,10 @@ def _convert(options: argparse.Namespace) -> int:
     if options.dry_run:
         memory = (report.memory or 0) / 2**20
         print(f"expected: {report.seconds:.1f} s of encoding, {memory:.0f} MiB of memory", file=sys.stderr)
+    elif report.already_complete:
+        print(
+            f"{report.target}: complete already, from the same source and recipe; nothing was written", file=sys.stderr
+        )
     else:
         print(f"{report.target}: written in {report.seconds:.1f} s", file=sys.stderr)
     return DONE
@@ -176,6 +183,7 @@ def _run(options: argparse.Namespace, progress: Progress | None, executor: Execu
         max_memory=options.max_memory,
         task=options.task,
         commit=options.commit,
+        work=options.work,
         delete_source=options.delete_source,
         **dict(options.set),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from pumice.checkpoint import load
@@ -25,7 +24,7 @@ def add(commands: Any) -> None:
     add_path(command)
     add_forward(command, None)
     add = command.add_argument
-    add("--reference", metavar="PATH", type=Path, help="weights to compare with, in the same forward")
+    add("--reference", metavar="PATH", help="weights to compare with, in the same forward")
     add("--activations", choices=ACTIVATIONS, default="int16", help="how x enters integer products (default: int16)")
     add_json(command)
 

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
     for name, about in TEXTS.items():
         command = add_command(formats, name, about, _export)
         option = command.add_argument
-        option("source", metavar="SRC", type=Path, help="a weights file, or a folder with weights")
-        option("target", metavar="DST", type=Path, help=f"a file that ends in {SUFFIXES[name]}")
+        option("source", metavar="SRC", help="a weights file, a folder with weights, or a URL of one")
+        option("target", metavar="DST", help=f"a file that ends in {SUFFIXES[name]}")
         if name == "gguf":
             _add_template(option)
         else:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from pumice.checkpoint import Reader, TensorInfo, open_reader
+from pumice.checkpoint.fingerprint import sources_of
 from pumice.cli.common import DONE, add_command, add_json, add_path
 from pumice.errors import printable
 from pumice.report import table_of
@@ -34,6 +35,8 @@ def _inspect(options: argparse.Namespace) -> int:
             )
             return DONE
         print(f"{options.path}: {_title(reader)}, {len(infos)} tensors")
+        if made_from := sources_of(reader):
+            print(f"  made from arrays of the fingerprint {made_from}")
         texts = {key: text for key, text in reader.metadata.items() if not key.startswith("pumice.")}
     for key, text in list(texts.items())[:SHOWN]:
         print(printable(f"  {key}: {text if len(text) <= WIDTH else text[:WIDTH] + '...'}"))
@@ -47,7 +50,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _facts(reader: Reader) -> dict[str, Any]:
-    return {"format": reader.format, "conventions": dict(reader.conventions), "metadata": dict(reader.metadata)}
+    facts = {"format": reader.format, "conventions": dict(reader.conventions), "metadata": dict(reader.metadata)}
+    return facts | {"made_from": sources_of(reader)}
 
 
 def _title(reader: Reader) -> str:

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     add_path(command)
     add = command.add_argument
     add("-o", "--output", metavar="FILE.html", type=Path, help="the page (default: report.html; none with --json)")
-    add("--against", metavar="ORIGINAL", type=Path, help="measure errors against this checkpoint")
+    add("--against", metavar="ORIGINAL", help="measure errors against this checkpoint")
     add("--overwrite", action="store_true", help="replace FILE.html")
     add_json(command)
 

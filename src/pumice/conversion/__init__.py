@@ -7,20 +7,21 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from pumice.checkpoint import TensorInfo, open_reader
+from pumice.checkpoint import Reader, TensorInfo, open_reader, verify
 from pumice.checkpoint.compressed_tensors import compressed_tensors_config
+from pumice.checkpoint.locations import URL, Location, local, locate
 from pumice.checkpoint.publication import refuse_existing
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.choice import Request
 from pumice.conversion.budget import cpus, forecast, workers_within
 from pumice.conversion.chunks import Job, Origin, forget
 from pumice.conversion.driving import Drive, Progress, Ready, Tally
+from pumice.conversion.finished import finished
 from pumice.conversion.plan import CHUNK_BYTES, Plan, Step, readable_infos, step_nbytes
 from pumice.conversion.shards import Shards
-from pumice.conversion.work import Work, restore_sizes
+from pumice.conversion.work import Work, is_begun, place_of, restore_sizes
 from pumice.errors import PumiceError, ResumeError, ToleranceError
 from pumice.model_folder import check_apart, copy_side_file, side_files
 from pumice.options import options as products
@@ -63,6 +64,7 @@ def convert(
     executor: Executor | None = None,
     task: tuple[int, int] | None = None,
     commit: bool = False,
+    work: str | os.PathLike[str] | None = None,
     delete_source: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -76,9 +78,11 @@ def convert(
     Parameters
     ----------
     source : path
-        A weights file, or a folder that holds one or shards and their index.
+        A weights file, or a folder that holds one or shards and their index; or a URL that fsspec knows, of which each
+        byte is read once.
     target : path
-        A file that ends in ``.safetensors``, or a folder.
+        A file that ends in ``.safetensors``, or a folder; or a URL. A folder of a store gets shards first and their
+        small index last, before which readers see nothing.
     scheme : str, optional
         Such as ``"int4-g128"``. Embeddings and output heads become per-row int8 under integer schemes. ``"auto"``
         chooses for each weight, which is read once to count and once for each error that is measured.
@@ -110,7 +114,8 @@ def convert(
     overwrite : bool
         Whether a file, or the weights and files of the same names in a folder, may be replaced.
     resume : bool
-        Go on with the conversion to this target that was stopped, if there is one.
+        Go on with the conversion to this target that was stopped, if there is one. Where it is complete already, from
+        the same source by the same recipe and version, nothing is done, and the report says so (`already_complete`).
     max_shard_size : int
         Bytes of tensors in a file of a folder.
     io : {"read", "mmap"}
@@ -125,6 +130,9 @@ def convert(
         (i, n): do only the i-th of n shares (from 1) and write no target. Shares may be done in any order, or at once.
     commit : bool
         Put together what tasks have done.
+    work : path, optional
+        Where a conversion to a URL is kept until it is finished, with room for all of the output; by default the user's
+        cache, ``$XDG_CACHE_HOME/pumice``. That of a path is beside it.
     delete_source : bool
         Empty each file of the source once its output is safe, and remove them all at the end: for disks that cannot
         hold both. For safetensors only.
@@ -148,8 +156,8 @@ def convert(
     BusyError
         Another conversion to this target is at work.
     ResumeError
-        An unfinished conversion is there that was not asked for, one of another source, recipe or version, or one whose
-        tasks are not all done.
+        An unfinished conversion is there that was not asked for; with `resume`, an unfinished or a finished one of
+        another source, recipe or version; with `commit`, one whose tasks are not all done.
     SourceChangedError
         The source changed while it was read.
     ValueError
@@ -168,7 +176,7 @@ def convert(
     <DenseArray int8 (64, 64) 4368 bytes, 8.53 bits per weight>
     """
     start = time.perf_counter()
-    source, target = Path(source), Path(target)
+    source, target = locate(source), locate(target)
     single = target.suffix == ".safetensors" and not target.is_dir()
     asked = Recipe.of(
         scheme,
@@ -186,11 +194,13 @@ def convert(
     known = str(stats) if isinstance(stats, str | os.PathLike) else stats or {}
     job = Job(request, load_profile(), known, seed, asked.options)
     _check_options(max_shard_size, workers, task)
-    restore_sizes(target, single)
+    place = place_of(target, single, None if work is None else local(work, "work"))
+    restore_sizes(place)
     with open_reader(source, io=io) as reader:
         check_apart(reader, source, target)
-        if delete_source and reader.format != "safetensors":
-            raise PumiceError(f"delete_source: expected a safetensors source, got {reader.format}")
+        if delete_source and (reader.format != "safetensors" or isinstance(source, URL)):
+            rule = "delete_source: expected a safetensors source on this machine"
+            raise PumiceError(f"{rule}, got {reader.format} at {str(source)!r}")
         limit = None if single else max_shard_size
         plan = Plan.of(reader, Origin.of(source, reader, io), asked, job, {"max_shard_size": limit})
         count = workers or cpus()
@@ -200,34 +210,45 @@ def convert(
             return forecast(plan, str(source), str(target), count)
         copied, skipped = side_files(reader, source, target)
         going_on = resume or commit or task is not None
+        mine = plan.steps if task is None else plan.share(*task)
+        if going_on and not is_begun(place):
+            tally = Tally(step_nbytes(mine), progress)
+            infos = finished(plan, reader, target, mine, overwrite, workers or cpus(), tally)
+            if infos is not None:
+                reports = tuple(_report(step, infos) for step in mine)
+                _check_errors(reports, max_error)
+                if delete_source:
+                    _check_whole(target)
+                    _delete(reader)
+                seconds = time.perf_counter() - start
+                return Report(str(source), str(target), reports, seconds, (), skipped, already_complete=True)
         if not going_on:
             refuse_existing(target, single, overwrite)
-        with Work(target, single, plan.identity, resume=going_on, restart=overwrite, task=task) as work:
-            crew = _Crew(plan, work, job, executor, count, progress)
+        with Work(place, target, plan.identity, resume=going_on, restart=overwrite, task=task) as begun:
+            crew = _Crew(plan, begun, job, executor, count, progress)
             try:
                 if task is not None:
-                    crew.encode(plan.share(*task))
-                    reports = tuple(_report(step) for step in plan.share(*task))
-                    return Report(str(source), str(work.path), reports, time.perf_counter() - start)
-                shards = Shards(plan, work, reader, limit, delete_source)
+                    crew.encode(mine)
+                    reports = tuple(_report(step) for step in mine)
+                    return Report(str(source), str(begun.path), reports, time.perf_counter() - start)
+                shards = Shards(plan, begun, reader, limit, delete_source)
                 published = going_on and shards.are_published(target)  # killed just before it would have ended
                 if not published:
-                    refuse_existing(target, single, overwrite, work.published)
+                    refuse_existing(target, single, overwrite, begun.published)
                     crew.fill(shards, commit)
-                reports = tuple(_report(step, shards) for step in plan.steps)
+                reports = tuple(_report(step, shards.infos, shards.output_errors) for step in mine)
                 if not published:
                     _check_errors(reports, max_error)
                     config = partial(_config, shards.infos, asked.scheme)
                     attached = {file: partial(copy_side_file, source, file, config) for file in copied}
                     shards.publish(target, overwrite, attached)
             except (PumiceError, ValueError, TypeError) as error:
-                if not (going_on or work.emptied or isinstance(error, ToleranceError)):
-                    work.discard()  # it would end so again
+                if not (going_on or begun.emptied or isinstance(error, ToleranceError)):
+                    begun.discard()  # it would end so again
                 raise
             if delete_source:
-                for file in reader.files:
-                    file.unlink()
-            work.discard()
+                _delete(reader)
+            begun.discard()
     return Report(str(source), str(target), reports, time.perf_counter() - start, copied, skipped)
 
 
@@ -272,15 +293,30 @@ class _Crew:
             shards.abort()
 
 
-def _report(step: Step, shards: Shards | None = None) -> TensorReport:
+def _check_whole(target: Location) -> None:
+    """Raise PumiceError unless the target is as it was written."""
+    if not (found := verify(target, io="read")).ok:
+        rule = "target: expected one that verifies before its source goes"
+        raise PumiceError(f"{rule}, got {'; '.join(map(str, found.errors[:3]))}")
+
+
+def _delete(reader: Reader) -> None:
+    """Remove the source."""
+    for file in reader.files:
+        file.unlink()
+
+
+def _report(
+    step: Step, infos: Mapping[str, TensorInfo] | None = None, output_errors: Mapping[str, float] | None = None
+) -> TensorReport:
     """What became of a tensor, or of those of a task what there is to say before."""
-    choice, info = step.choice, step.info if shards is None else shards.infos[step.name]
+    choice, info = step.choice, step.info if infos is None else infos[step.name]
     chosen = choice.scheme == AUTO and not choice.whole
     error = None if step.copied else info.notes.get("error")
     return TensorReport(
-        step.name, info.shape, info.dtype, step.info.nbytes, None if shards is None else info.nbytes,
+        step.name, info.shape, info.dtype, step.info.nbytes, None if infos is None else info.nbytes,
         error if isinstance(error, float) else None, f"{choice.why}, auto" if chosen else choice.why,
-        None if shards is None else shards.output_errors.get(step.name),
+        (output_errors or {}).get(step.name),
     )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def _footprint(plan: Plan) -> int:
             unit = 32 if scheme in (None, AUTO) else LAYOUTS[scheme.layout].chunk_rows(scheme)
             rows = min(unit, step.stored[0]) * row
             encoded = min(max(CHUNK_BYTES, rows), step.stored[0] * row) * _share(step)
-            largest = max(largest, PANELS * max(PANEL_BYTES, rows) + int(encoded))
+            stored = CHUNK_BYTES * step.info.nbytes // max(4 * math.prod(step.info.shape), 1)
+            largest = max(largest, PANELS * max(PANEL_BYTES, rows) + stored + int(encoded))
     return largest
 
 

@@ -11,8 +11,9 @@ import os
 import secrets
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import numpy as np
 from pumice._core import native
 from pumice.checkpoint import TensorInfo, load, open_reader
 from pumice.checkpoint.base import Reader
+from pumice.checkpoint.dtypes import rows_of
+from pumice.checkpoint.fingerprint import LEAF, hash_leaves, leaves_from, leaves_of
+from pumice.checkpoint.locations import Location, locate, state_of
 from pumice.checkpoint.publication import sync_folders, write_all
 from pumice.choice import Request, choose, panel_rows
 from pumice.errors import FormatError, NonFiniteError, PumiceError, SourceChangedError
@@ -38,10 +42,13 @@ from pumice.values.base import F32, Array
 PANEL_BYTES = 4 << 20  # of float32 weights that are encoded at a time: what a second-level cache holds a few of
 ALIGNMENT = 64
 LOSS = ".loss"  # and a number: beside the parts of a chunk, the energies of its rows that the error is made of
+LEAVES = ".leaves"  # what the chunk adds to the fingerprint of the source
 
 
-File = tuple[str, int, int]
-"""A file's path, its bytes, and when it was changed (ns)."""
+File = tuple[str, int, int | str]
+"""A file's path, its bytes, and when it was changed (ns), or what a store says of that."""
+Rows = Callable[[int, int], Array]
+"""Gives rows [start, stop)."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,21 @@ class Origin:
     files: tuple[File, ...]
 
     @classmethod
-    def of(cls, path: Path, reader: Reader, io: str) -> Origin:
+    def of(cls, path: Location, reader: Reader, io: str) -> Origin:
         """The source that a reader has open."""
-        return cls(str(path), io, tuple((str(file), *_state(file)) for file in reader.files))
+        return cls(str(path), io, tuple((str(file), *state_of(file)) for file in reader.files))
 
 
 def check_files(files: Iterable[File]) -> None:
     """Raise SourceChangedError unless all files are as they were."""
     for file, *before in files:
         try:
-            now = [*_state(Path(file))]
+            now = [*state_of(locate(file))]
         except FileNotFoundError:
             raise SourceChangedError(f"source: expected {file!r} until the end, and it vanished") from None
         if now != before:
             rule = f"source: expected {file!r} to stay as it was"
-            raise SourceChangedError(f"{rule}, got a change while it was read (bytes, ns: {before}, now {now})")
+            raise SourceChangedError(f"{rule}, got a change while it was read (bytes, time: {before}, now {now})")
 
 
 @dataclass(frozen=True)
@@ -179,10 +186,12 @@ def encode(chunk: Chunk) -> Done:
     ):  # a process of its own for each worker: there are as many of them as there are CPUs
         native.set_num_threads(1)
     reader = reader_of(chunk.origin)
+    rows, leaves = _source(reader, chunk)
     try:
-        scheme, dtypes, parts = _encode(reader, chunk, np.float32 if chunk.wide else None)
+        scheme, dtypes, parts = _encode(rows, chunk, np.float32 if chunk.wide else None)
     except _WiderScales:
-        scheme, dtypes, parts = _encode(reader, chunk, np.float32)
+        scheme, dtypes, parts = _encode(rows, chunk, np.float32)
+    parts[LEAVES] = [np.frombuffer(leaves, np.uint8)]
     check_files(chunk.files)
     nbytes, crc = _write(Path(chunk.folder) / chunk.key, parts)
     return Done(chunk.key, scheme, nbytes, crc, dtypes)
@@ -241,6 +250,23 @@ def read_rows(reader: Reader, name: str, shape: tuple[int, ...], in_axis: int, s
     return np.concatenate(pieces, axis=1)
 
 
+def _source(reader: Reader, chunk: Chunk) -> tuple[Rows, bytes]:
+    """What gives rows of the chunk, and the leaves of the source that begin in it: each byte is read once. Of what is
+    no plain run of rows the first chunk has all leaves."""
+    name, info, start, stop = chunk.name, chunk.info, chunk.start, chunk.stop
+    row = info.nbytes // max(info.shape[0], 1)
+    leaves = leaves_from(start * row, stop * row)
+    begin, end = leaves.start * LEAF, min(leaves.stop * LEAF, info.nbytes)
+    until = max(stop, -(-end // row)) if leaves else stop  # the last leaf may end beyond the chunk
+    stored = reader.stored(name, start, until) if chunk.choice.in_axis == 1 else None
+    if stored is None:
+        rows = partial(read_rows, reader, name, info.shape, chunk.choice.in_axis)
+        return rows, leaves_of(reader, name) if start == 0 else b""
+    data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
+    own = data[begin - start * row : end - start * row]
+    return lambda a, b: rows_of(stored[a - start : b - start], info.dtype), hash_leaves(own.data)
+
+
 def chunk_rows(scheme: Scheme, stored: tuple[int, ...], nbytes: int) -> int:
     """How many rows take `nbytes` as float32: a multiple of what the layout asks for."""
     unit = LAYOUTS[scheme.layout].chunk_rows(scheme)
@@ -251,7 +277,7 @@ class _WiderScales(Exception):
     """A panel needs float32 scales, and those before it have float16."""
 
 
-def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str, str], dict[str, list[Array]]]:
+def _encode(source: Rows, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str, str], dict[str, list[Array]]]:
     """The scheme, dtypes of the parts, and their blocks."""
     choice, stored = chunk.choice, chunk.stored
     assert choice.scheme is not None
@@ -262,7 +288,7 @@ def _encode(reader: Reader, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[s
     parts: dict[str, list[Array]] = {}
     written: dict[str, int] = {}
     for start in range(chunk.start, max(chunk.stop, chunk.start + 1), step):
-        rows = read_rows(reader, chunk.name, chunk.info.shape, in_axis, start, min(start + step, chunk.stop))
+        rows = source(start, min(start + step, chunk.stop))
         with np.errstate(over="ignore"):  # too large for float32 is reported, too
             exact = np.ascontiguousarray(rows, np.float32)
         try:
@@ -295,11 +321,6 @@ def check_finite(name: str, rows: Array, exact: F32, start: int, in_axis: int) -
 
 def _flat(values: F32) -> F32:
     return values.reshape(len(values), math.prod(values.shape[1:]))
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 # The file of a chunk: 8 bytes of length, a JSON table of parts (dtype, shape, offset), and the parts, aligned.
@@ -377,7 +398,7 @@ class ChunkFile:
 
     def compact(self, scheme: Scheme, stored: tuple[int, ...]) -> CompactArray:
         """The chunk as an array of its own."""
-        parts = {part: self.array(part) for part in self._table if not part.startswith(LOSS)}
+        parts = {part: self.array(part) for part in self._table if not part.startswith((LOSS, LEAVES))}
         try:
             return build(scheme, stored, parts)
         except FormatError as error:
@@ -386,6 +407,10 @@ class ChunkFile:
     def energies(self) -> list[list[float]]:
         """What `Loss` has of the rows."""
         return [self.array(LOSS + str(i)).tolist() for i in range(4)]
+
+    def leaves(self) -> bytes:
+        """What it adds to the fingerprint of the source."""
+        return self.array(LEAVES).tobytes()
 
     def offset(self, block: Array) -> int | None:
         """Where in the file a block is; None for one in memory."""

@@ -14,6 +14,7 @@ from pumice.checkpoint import TensorInfo
 from pumice.checkpoint.base import Reader
 from pumice.checkpoint.conventions.manifest import tensor_name
 from pumice.checkpoint.dtypes import DTYPES
+from pumice.checkpoint.locations import locate
 from pumice.choice import Request
 from pumice.conversion.chunks import Job, Origin, chunk_rows
 from pumice.errors import PumiceError
@@ -22,6 +23,7 @@ from pumice.recipe import Recipe, Treatment
 from pumice.scheme import AUTO, Scheme
 from pumice.statistics import Moments
 
+CONVERSION = "conversion"  # the text entry of the target that says how it was made
 CHUNK_BYTES = 32 << 20  # of float32 weights in a chunk: what a worker loses when it is killed
 
 
@@ -103,11 +105,11 @@ class Plan:
         return tuple(sorted(mine, key=lambda s: s.index))
 
     @property
-    def provenance(self) -> dict[str, str]:
-        """What the target says of how it was made; no times, so that two runs give the same bytes."""
+    def provenance(self) -> dict[str, Any]:
+        """What the target says of how it was made, as JSON; no times, so that two runs give the same bytes."""
         table = {key: self.identity[key] for key in ("version", "tensors", "recipe", "stats")}
         table["source_bytes"] = sum(size for _, size, _ in self.origin.files)
-        return {"conversion": json.dumps(table, separators=(",", ":"), sort_keys=True)}
+        return table | {"max_shard_size": self.identity["layout"]["max_shard_size"]}
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _request_table(request: Request) -> dict[str, Any]:
 def digest_of(stats: Mapping[str, Moments] | str) -> str | None:
     """SHA-256 of the statistics; None without any."""
     if isinstance(stats, str):
-        with open(stats, "rb") as file:
+        with locate(stats).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
     for name in sorted(stats):

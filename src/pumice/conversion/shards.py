@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from pumice.checkpoint import SafetensorsWriter, TensorInfo, open_reader, verify
 from pumice.checkpoint.base import Reader, info_of
+from pumice.checkpoint.fingerprint import FINGERPRINT, fingerprint_of, made_from
+from pumice.checkpoint.locations import URL, Location
 from pumice.checkpoint.publication import (
     INDEX,
     SINGLE,
     Publication,
+    Uploads,
     refuse_existing,
-    shard_names,
     weights_in,
     write_all,
 )
 from pumice.checkpoint.safetensors import SafetensorsContainer
 from pumice.checkpoint.writer import shard_index
 from pumice.conversion.chunks import PANEL_BYTES, ChunkFile, Done, check_files
-from pumice.conversion.plan import Plan, Step
+from pumice.conversion.plan import CONVERSION, Plan, Step
 from pumice.conversion.work import Work
 from pumice.errors import PumiceError
 from pumice.recipe import Treatment
@@ -68,8 +72,10 @@ class Shards:
         """The steps that are in no finished shard."""
         return self._plan.steps[self._first :]
 
-    def are_published(self, target: Path) -> bool:
-        """Whether the target consists of them already."""
+    def are_published(self, target: Location) -> bool:
+        """Whether the target consists of them already. Of a store that is not known, only what was uploaded."""
+        if isinstance(target, URL):
+            return False
         folder, single = (target.parent, True) if self._limit is None else (target, False)
         names = {target.name} if single else weights_in(folder)
         there = {(folder / name).stat().st_ino for name in names if (folder / name).is_file()}
@@ -104,17 +110,17 @@ class Shards:
         if self._writer is not None:
             self._writer.abort()
 
-    def publish(self, target: Path, overwrite: bool, attach: Attach) -> None:
+    def publish(self, target: Location, overwrite: bool, attach: Attach) -> None:
         """Give the shards their names, all at once."""
         single = self._limit is None
-        publication = Publication(target.parent if single else target)
+        publication = self._publication(target.parent if single else target)
         try:
             beside = [publication.stage(name, fill) for name, fill in attach.items()]
             staged = [publication.adopt(path, target.name if single else SINGLE) for path in self.paths]
             with publication.exclusive():
                 refuse_existing(target, single, overwrite, self._work.published)
-                if len(staged) > 1:
-                    names = shard_names(publication.folder, len(staged))
+                if not single and len(staged) >= publication.indexed:
+                    names = publication.shard_names(len(staged))
                     text = shard_index((name, _tensors(path)) for name, path in zip(names, self.paths, strict=True))
                     index = publication.stage(INDEX, lambda out: write_all(out, text))
                     staged = [*((path, name) for (path, _), name in zip(staged, names, strict=True)), index]
@@ -125,6 +131,13 @@ class Shards:
             publication.discard()
             raise
 
+    def _publication(self, folder: Location) -> Publication | Uploads:
+        if isinstance(folder, Path):
+            return Publication(folder)
+        work = self._work
+        staged, note = work.path / "staged", partial(work.note, "uploaded")
+        return Uploads(folder, staged, work.published, work.uploaded, note)
+
     def _path(self, number: int) -> Path:
         return self._work.path / f"shard-{number + 1:05d}.safetensors"
 
@@ -134,7 +147,8 @@ class Shards:
         self.paths.append(path)
 
     def _new(self) -> SafetensorsWriter:
-        return SafetensorsWriter(self._path(len(self.paths)), metadata=self._plan.provenance, overwrite=True)
+        metadata = {CONVERSION: json.dumps(self._plan.provenance, separators=(",", ":"), sort_keys=True)}
+        return SafetensorsWriter(self._path(len(self.paths)), metadata=metadata, overwrite=True)
 
     def _room_for(self, nbytes: int) -> SafetensorsWriter:
         if self._limit is not None and self._nbytes and self._nbytes + nbytes > self._limit:
@@ -149,6 +163,7 @@ class Shards:
             array = reader.array(name)
             writer = self._room_for(array.nbytes)
             writer.begin(name, info_of(array, info.notes))
+            writer.note(**{FINGERPRINT: made_from(reader, name)})
             for part, block in array.parts().items():
                 writer.write(part, block)
         elif reader.is_tensor(name):
@@ -159,6 +174,7 @@ class Shards:
         else:
             writer = self._room_for(4 * math.prod(info.shape))
             writer.begin(name, info)
+            writer.note(**{FINGERPRINT: made_from(reader, name)})
             rows = max(1, PANEL_BYTES // (4 * max(math.prod(info.shape[1:]), 1)))
             count = info.shape[0] if info.shape else 1
             for start in range(0, count, rows):
@@ -173,7 +189,7 @@ class Shards:
         writer = self._room_for(sum(done.nbytes for done in chunks))
         writer.begin(step.name, TensorInfo(step.info.shape, str(scheme), parts=chunks[0].dtypes, in_axis=in_axis))
         written: dict[str, int] = {}
-        loss = Loss()
+        loss, leaves = Loss(), bytearray()
         for done, (start, stop) in zip(chunks, cuts, strict=True):
             path = self._work.chunks / done.key
             file = ChunkFile(path)
@@ -184,8 +200,10 @@ class Shards:
                 written[part] = written.get(part, 0) + len(block)
             for all_rows, rows in zip(loss.energies, file.energies(), strict=True):
                 all_rows += rows
+            leaves += file.leaves()
             self._spent.append(path)
-        writer.note(source=step.info.dtype, error=loss.error, **_notes(step.choice))
+        made = {FINGERPRINT: fingerprint_of(bytes(leaves))}
+        writer.note(source=step.info.dtype, error=loss.error, **made, **_notes(step.choice))
         if loss.output_error is not None:
             self.output_errors[step.name] = loss.output_error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,10 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Self
 
+from pumice.checkpoint.locations import URL, Location
 from pumice.checkpoint.publication import NO_LOCKS, write_all
 from pumice.conversion.chunks import Done, is_whole
 from pumice.conversion.plan import Plan, Step
 from pumice.errors import BusyError, ResumeError
+from pumice.profile import cache_folder
 from pumice.scheme import AUTO, Scheme
 
 FOLDER = ".pumice-convert"
@@ -30,8 +33,13 @@ SHOWN = 6  # differences in a message
 Table = Mapping[str, Any]
 
 
-def place_of(target: Path, single: bool) -> Path:
-    """Where the unfinished conversion to a target is."""
+def place_of(target: Location, single: bool, work: Path | None) -> Path:
+    """Where the unfinished conversion to a target is: beside it; of a store in `work`, or else in the user's cache."""
+    if isinstance(target, URL):
+        name = hashlib.sha256(str(target).encode()).hexdigest()[:12]
+        return (work or cache_folder()) / f"{FOLDER[1:]}-{name}"
+    if work is not None:
+        raise ValueError(f"work: expected none for a target on this machine, which has it beside it, got {str(work)!r}")
     return target.with_name(f".{target.name}{FOLDER}") if single else target / FOLDER
 
 
@@ -40,8 +48,10 @@ class Work:
 
     Parameters
     ----------
-    target, single
-        What is to be written: a file, or else a folder.
+    path
+        Where it is.
+    target
+        What is to be written.
     identity
         What is converted, and how: JSON. An unfinished conversion goes on only with the same.
     resume
@@ -61,15 +71,15 @@ class Work:
 
     def __init__(
         self,
-        target: Path,
-        single: bool,
+        path: Path,
+        target: Location,
         identity: Table,
         *,
         resume: bool,
         restart: bool,
         task: tuple[int, int] | None = None,
     ) -> None:
-        self.path, self.target = place_of(target, single), target
+        self.path, self.target = path, target
         self.chunks = self.path / "chunks"
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()][1:]
         self._gone = self.path.with_name(self.path.name + ".gone")
@@ -81,6 +91,7 @@ class Work:
         self.shards: list[dict[str, Any]] = []
         self.emptied: dict[str, int] = {}
         self.published: set[str] = set()  # names of files that may be there from a publication that was stopped
+        self.uploaded: set[str] = set()  # and of those that surely are
         name = "journal" if task is None else f"journal.{task[0]}-of-{task[1]}"
         try:
             if task is not None:
@@ -192,10 +203,7 @@ class Work:
             now = {
                 f: [s[0], was["source"].get(f, s)[1]] if f in self.emptied else s for f, s in identity["source"].items()
             }
-            if different := list(_differences(was, {**identity, "source": now})):
-                more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-                rule = f"resume: expected the conversion that {str(self.path)!r} has begun"
-                raise ResumeError(f"{rule}, got another one: {'; '.join(different[:SHOWN])}{more}")
+            check_same(was, {**identity, "source": now}, f"the conversion that {str(self.path)!r} has begun")
         for kind, value in lines:
             if kind == "chunk":
                 self.done[value["key"]] = Done(**value)
@@ -205,6 +213,8 @@ class Work:
                 self.shards.append(value)
             elif kind == "publishing":
                 self.published.update(value)
+            elif kind == "uploaded":
+                self.uploaded.add(value)
 
     def _write_to(self, journal: Path, identity: Table) -> None:
         data = journal.read_bytes() if journal.exists() else b""
@@ -216,9 +226,21 @@ class Work:
             self.note("conversion", identity)
 
 
-def restore_sizes(target: Path, single: bool) -> None:
+def is_begun(path: Path) -> bool:
+    """Whether an unfinished conversion is there."""
+    return any(path.glob("journal*"))
+
+
+def check_same(before: Table, now: Table, which: str) -> None:
+    """Raise ResumeError, which says `which` conversion was expected and what differs, unless both tables are equal."""
+    if different := list(_differences(before, now)):
+        more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        raise ResumeError(f"resume: expected {which}, got another one: {'; '.join(different[:SHOWN])}{more}")
+
+
+def restore_sizes(path: Path) -> None:
     """Give files of the source that a kill met while they were emptied their sizes back, so that they can be opened."""
-    for journal in place_of(target, single).glob("journal*"):
+    for journal in path.glob("journal*"):
         for kind, value in _lines(journal.read_bytes()):
             if kind == "emptied" and os.path.getsize(value[0]) < value[1]:
                 os.truncate(value[0], value[1])

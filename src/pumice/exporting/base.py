@@ -14,6 +14,7 @@ import numpy as np
 from pumice._core import native
 from pumice.checkpoint import TensorInfo, Writer, open_reader
 from pumice.checkpoint.base import Reader
+from pumice.checkpoint.locations import Location, local, locate
 from pumice.checkpoint.writer import MAX_SHARD_SIZE
 from pumice.conversion import CHUNK_BYTES, Progress, Tally, readable_infos
 from pumice.errors import NonFiniteError
@@ -41,7 +42,7 @@ class Job:
     """
 
     reader: Reader
-    source: Path
+    source: Location
     target: Path
     dtype: str
     overwrite: bool
@@ -212,12 +213,12 @@ def export(
     check_choice("dtype", dtype, tuple(FLOATS))
     if format != "gguf" and (template is not None or allow_rounding or check):
         raise ValueError(f"template, allow_rounding, check: expected none of them for {format}, got some")
-    source, target = Path(source), Path(target)
+    source, target = locate(source), local(target)
     with open_reader(source, io=io) as reader:
         check_apart(reader, source, target)
         copied, skipped = side_files(reader, source, target)
         total = sum(reader.info(name).nbytes for name in reader.names())
-        place = None if template is None else Path(template)
+        place = None if template is None else local(template, "template")
         tally = Tally(total, progress)
         job = Job(
             reader, source, target, dtype, overwrite, max_shard_size, copied, tally, io, place, allow_rounding, check

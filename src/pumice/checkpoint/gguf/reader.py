@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 
 from pumice import layouts
 from pumice.checkpoint.base import LFS_HEAD, Reader, TensorInfo, refuse_non_weights, register
-from pumice.checkpoint.dtypes import DTYPES, widen
+from pumice.checkpoint.dtypes import DTYPES, rows_of, widen
 from pumice.checkpoint.gguf.blocks import BlockType
 from pumice.checkpoint.gguf.fields import Fields
 from pumice.checkpoint.gguf.header import MAGIC, OLD_MAGICS, Header, Tensor, fail, read_header
+from pumice.checkpoint.locations import Location, matching
 from pumice.checkpoint.source import Buffer, Source
 from pumice.errors import FormatError, near
 from pumice.scheme import Scheme
@@ -29,10 +29,10 @@ CHUNK = 1 << 22  # weights that are unpacked at a time
 class GGUFFile:
     """One file: its bytes and its header."""
 
-    def __init__(self, origin: Path | Buffer, *, io: str = "mmap") -> None:
+    def __init__(self, origin: Location | Buffer, *, io: str = "mmap") -> None:
         if sys.byteorder != "little":
             raise NotImplementedError("GGUF: expected a little-endian machine, got a big-endian one")
-        self.path = origin if isinstance(origin, Path) else None
+        self.path = None if isinstance(origin, Buffer) else origin
         self.source = Source(origin, io=io)
         refuse_non_weights(bytes(self.source.view(0, min(len(LFS_HEAD), self.source.size))), self.source.name)
         self.header: Header = read_header(self.source)
@@ -73,11 +73,11 @@ class GGUFReader(Reader):
         return head[:4] in (MAGIC, *OLD_MAGICS)
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:
+    def holds(cls, folder: Location) -> bool:
         return any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))
 
-    def __init__(self, path: Path | Buffer, *, io: str = "mmap") -> None:
-        if isinstance(path, Path) and path.is_dir():
+    def __init__(self, path: Location | Buffer, *, io: str = "mmap") -> None:
+        if not isinstance(path, Buffer) and path.is_dir():
             path = _only_file(path)
         self._files = _open_parts(GGUFFile(path, io=io), io)
         self._file_of: dict[str, GGUFFile] = {}
@@ -101,7 +101,7 @@ class GGUFReader(Reader):
         return self._texts
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         return tuple(file.path for file in self._files if file.path is not None)
 
     @property
@@ -146,13 +146,17 @@ class GGUFReader(Reader):
         end = tensor.end if stop is None else tensor.begin + stop
         return self._file_of[name].source.view(tensor.begin + start, end)
 
+    def stored(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
+        tensor = self.tensor(name)
+        plain = tensor.type is not None and tensor.type.dtype is not None
+        return self._plain(name, tensor, start, stop) if plain else None
+
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         tensor = self.tensor(name)
         if tensor.type is None or tensor.type.dtype is None:
             decoded: NDArray[np.float32] = self._compact(name, tensor, start, stop).to_dense()
             return decoded
-        values = widen(self._plain(name, tensor, start, stop), tensor.type.dtype)
-        return np.asarray(values, np.float32) if tensor.type.dtype == "F16" else values
+        return rows_of(self._plain(name, tensor, start, stop), tensor.type.dtype)
 
     def _bytes(self, name: str, tensor: Tensor, start: int, stop: int | None) -> tuple[Any, tuple[int, ...]]:
         """The bytes of some rows, and the shape that they have."""
@@ -221,9 +225,9 @@ def _stored(form: BlockType, dtype: Any) -> Any:
     return DTYPES[form.scale_dtype].numpy if isinstance(dtype, tuple) else dtype
 
 
-def _only_file(folder: Path) -> Path:
+def _only_file(folder: Location) -> Location:
     """The one model of a folder: a file, or the first part of one that is split."""
-    files = sorted(folder.glob("*.gguf"))
+    files = matching(folder, "*.gguf")
     models = {match[1] if (match := PART.fullmatch(file.name)) else file.name for file in files}
     if len(models) != 1:
         got = ", ".join(file.name for file in files[:8])
