@@ -86,7 +86,8 @@ def ways(found: Mapping[str, Any]) -> str:
     count = sum(map(len, runs.values()))
     said = (
         f"{gb(found['source'])} GB of normal weights to {gb(found['target'])} GB on {found['cpus']} CPUs, the source "
-        f"in the page cache. All {count} outputs have one SHA-256, `{sums.pop()}`. Medians of {count // len(runs)} rounds:"
+        f"in the page cache. All {count} outputs have one SHA-256, `{sums.pop()}`. "
+        f"Medians of {count // len(runs)} rounds:"
     )
     return said + "\n\n" + table(["", "seconds", "of", "GB/s read", "speed beside the first"], rows)
 
