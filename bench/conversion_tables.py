@@ -23,7 +23,8 @@ KILLED = {"nearest": "int4-g32, to nearest", "gptq": "int4-g32, GPTQ", "sparse":
 
 def blocks(found: Mapping[str, Any]) -> dict[str, str]:
     """A block for each part that was run, and what a terabyte costs if all that it takes is known."""
-    where = found["about"]
+    where = dict(found["about"])
+    where["versions"] = ", ".join(part for part in where["versions"].split(", ") if "not installed" not in part)
     made = {"about": "\n".join(f"- {key}: {where[key]}" for key in ("machine", "ISA", "date", "versions"))}
     tables = {"disk": disk, "memory": memory, "limit": limit, "ways": ways, "kills": kills}
     made |= {name: write(found[name]) for name, write in tables.items() if name in found}
