@@ -278,6 +278,7 @@ def conversions() -> dict[str, Any]:
     run |= {"peaks": {"resident": 95, "address space": 400}}
     tasks = {"seconds": 6.0, "tasks": 2.0, "commit": 2.0, "sha256": "abc"}
     several = {"threads: 1": [tasks | {"seconds": s} for s in (2.0, 8.0, 4.0)], "tasks: 4, then a commit": [tasks] * 3}
+    several["tasks: 4, then a commit, target in /dev/shm"] = [tasks] * 3
     killed = {"stops": {"SIGKILL": 4}, "conversions": 2, "chunks": 9, "begun at most": 3, "begun again": 6}
     return {
         "about": dict.fromkeys(("machine", "ISA", "date", "versions"), "a toaster"),
@@ -294,15 +295,18 @@ def test_tables_of_conversions_have_medians_peaks_and_what_was_lost(bench: Any) 
     assert "| zeros | 4.0 | 1.0 | 2.0 | 2.00 | 70 | 30 | 95 | 400 |" in found["memory"]
     assert "| threads: 1 | 4.00 | 2.00 to 8.00 | 1.00 | 1.00 |" in found["ways"]
     assert "| tasks: 4, then a commit | 6.00 | 6.00 to 6.00 | 0.67 | 0.67 |" in found["ways"]
-    assert "All 6 outputs have one SHA-256, `abc`" in found["ways"]
+    assert "All 9 outputs have one SHA-256, `abc`" in found["ways"]
     assert "| int4-g32, GPTQ | 4 | 2 | 9 | 1.50 | 3 | 0.25 | 0 |" in found["kills"]
 
 
 def test_a_terabyte_costs_what_the_slowest_part_of_it_does(bench: Any) -> None:
     cost = bench("conversion_tables").blocks(conversions())["cost"].splitlines()
-    # 1 TB / (2 CPUs * 1 GB/s); 250 GB at 0.5 GB/s and, before that, at 1.25 GB/s over the network
+    # 1 TB at 1.25 GB/s; 250 GB at 0.5 GB/s and, before that, at 1.25 GB/s over the network
     assert "| 1 | 2 | 13 min | network | 12 min | 25 min | network | 0.4 | 13 min |" in cost
     assert "| 16 | 2 | 4 min | storage | 12 min | 16 min | the commit | 1.3 | 12 min |" in cost
+    slower = bench("conversion_tables").Rates(encode=1e8, commit=1e9, share=0.25)
+    # 1 TB / (8 CPUs * 0.1 GB/s), and 59,605 chunks that wait for two syncs of 5 ms
+    assert slower.encoding(4, 2)["CPU"] == pytest.approx(1250 + 59605 * 0.01 / 8, abs=0.01)
 
 
 def test_outputs_that_differ_are_no_table(bench: Any) -> None:
