@@ -231,7 +231,7 @@ def memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 def limited(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The large one under the limit alone, and how the limit refuses what exceeds it: a map of the source."""
     found = converted(work, LARGE, "hole", limit=LIMIT)
-    code = "import mmap, sys; mmap.mmap(open(sys.argv[1], 'rb').fileno(), 0, prot=mmap.PROT_READ)"
+    code = "import mmap, sys; f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)"
     confine = partial(resource.setrlimit, resource.RLIMIT_AS, (LIMIT, LIMIT))
     mapping = [sys.executable, "-c", code, str(checkpoint(work, LARGE, "hole"))]
     done = subprocess.run(mapping, preexec_fn=confine, capture_output=True, text=True)
