@@ -108,7 +108,7 @@ os.close(right)
 
 
 def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path: Path) -> None:
-    """The processes of an executor are forked while a thread of ours writes, and they outlive a kill of their parent."""
+    """Processes of an executor are forked while a thread of ours writes, and they outlive a kill of their parent."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-W", "ignore", "-c", FORKS, str(HERE), str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
