@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -name '*.[chp]pp' -o -name '*.inc' -o -name '*.json' -o -name '*.py*' | grep -v -e '\.so$$' -e __pycache__ -e csrc/tests/)
 
-.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn test-dask interop lint bench bench-sparse bench-compare bench-llama llama-native bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean
+.PHONY: help demo test test-scalar test-baseline test-arm test-torch test-keras test-keras-jax test-keras-tensorflow test-sklearn test-dask interop lint bench bench-sparse bench-compare bench-llama llama-native bench-algorithms bench-quality bench-heal promises fuzz interop-gguf sanitize tsan huge clean bench-conversion
 
 help:
 	@echo "make demo         convert a language model and a sentence encoder to int8, int4 ... and run them from the compact files"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside LLM Compressor and their papers' algorithms in torch (.venv-algorithms; ten minutes); SUITES=quality, WRITE=1"
 	@echo "make bench-quality  what every algorithm costs three real models (an hour from nothing; bench/quality.json has what was run); MODELS='smollm2', AGAIN=1, LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
 	@echo "make bench-heal   pruned and small models that learn again, and what that is worth (half an hour); PARTS='speed bridge', WRITE=1"
+	@echo "make bench-conversion  memory, limits, kills and speed of conversions, and what a terabyte costs (ten minutes; .venv-dask); PARTS='memory ways', WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"
 	@echo "make promises     the long versions of tests/promises (a quarter of an hour)"
 	@echo "make fuzz         fuzz the readers, led by coverage; SECONDS=600"
@@ -209,6 +210,11 @@ HEAL := austen minilm speed bridge textbook
 bench-heal: $(TORCH)/torch
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/with-test $(TORCH)/with-keras $(TORCH)/with-sklearn $(TORCH)/with-demo
 	@$(TORCH)/bin/python bench/heal.py $(or $(PARTS),$(HEAL)) $(if $(WRITE),--write)
+
+# Dask has its own environment; without it, bench/conversion.py says so and does without.
+bench-conversion: $(VENV)/with-test $(VENV)/with-demo
+	@$(MAKE) --no-print-directory VENV=$(DASK) $(DASK)/with-dask || echo "bench-conversion: distributed cannot be installed: SKIPPED"
+	@$(BIN)/python bench/conversion.py $(PARTS) --dask $(DASK)/bin/python $(if $(WRITE),--write)
 
 promises: $(VENV)/with-test
 	@PUMICE_LONG=1 $(BIN)/python -m pytest -q -s tests/promises

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pumice as pm
+
 BENCH = Path(__file__).parents[1] / "bench"
 SETTING = "64 x 64, cold, 2 threads"
 OURS, PEER, OTHER = "pumice int4-g128, int8 activations", "torch int4pack g128", "torch int8 dynamic"
@@ -268,3 +270,67 @@ def test_without_a_network_the_language_model_s_bench_says_that_it_is_skipped(tm
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert "smollm: no network: SKIPPED, nothing was measured" in done.stderr
+
+
+def conversions() -> dict[str, Any]:
+    """Results of bench/conversion.py: one CPU encodes 1 GB/s, a commit makes 0.5 GB/s."""
+    run = {"seconds": 2.0, "source": 4e9, "target": 1e9, "curve": [[0, 10, 30], [1, 70, 20]]}
+    run |= {"peaks": {"resident": 95, "address space": 400}}
+    tasks = {"seconds": 6.0, "tasks": 2.0, "commit": 2.0, "sha256": "abc"}
+    several = {"threads: 1": [tasks | {"seconds": s} for s in (2.0, 8.0, 4.0)], "tasks: 4, then a commit": [tasks] * 3}
+    several["tasks: 4, then a commit, target in /dev/shm"] = [tasks] * 3
+    killed = {"stops": {"SIGKILL": 4}, "conversions": 2, "chunks": 9, "begun at most": 3, "begun again": 6}
+    return {
+        "about": dict.fromkeys(("machine", "ISA", "date", "versions"), "a toaster"),
+        "disk": {"write": 1.0, "read": 2.0, "sync ms": 1.0},
+        "memory": {"normal weights": run, "zeros": run, "zeros, nine times the size": run, "budget": 5e8},
+        "limit": run | {"limit": 2e9, "refused": ["no"]},
+        "ways": {"source": 4e9, "target": 1e9, "cpus": 2, "runs": several},
+        "kills": {"gptq": killed | {"encoded again": 1, "broken": []}},
+    }
+
+
+def test_tables_of_conversions_have_medians_peaks_and_what_was_lost(bench: Any) -> None:
+    found = bench("conversion_tables").blocks(conversions())
+    assert "| zeros | 4.0 | 1.0 | 2.0 | 2.00 | 70 | 30 | 95 | 400 |" in found["memory"]
+    assert "| threads: 1 | 4.00 | 2.00 to 8.00 | 1.00 | 1.00 |" in found["ways"]
+    assert "| tasks: 4, then a commit | 6.00 | 6.00 to 6.00 | 0.67 | 0.67 |" in found["ways"]
+    assert "All 9 outputs have one SHA-256, `abc`" in found["ways"]
+    assert "| int4-g32, GPTQ | 4 | 2 | 9 | 1.50 | 3 | 0.25 | 0 |" in found["kills"]
+
+
+def test_a_terabyte_costs_what_the_slowest_part_of_it_does(bench: Any) -> None:
+    cost = bench("conversion_tables").blocks(conversions())["cost"].splitlines()
+    # 1 TB at 1.25 GB/s; 250 GB at 0.5 GB/s and, before that, at 1.25 GB/s over the network
+    assert "| 1 | 2 | 13 min | network | 12 min | 25 min | network | 0.4 | 13 min |" in cost
+    assert "| 16 | 2 | 4 min | storage | 12 min | 16 min | the commit | 1.3 | 12 min |" in cost
+    slower = bench("conversion_tables").Rates(encode=1e8, commit=1e9, share=0.25)
+    # 1 TB / (8 CPUs * 0.1 GB/s), and 59,605 chunks that wait for two syncs of 5 ms
+    assert slower.encoding(4, 2)["CPU"] == pytest.approx(1250 + 59605 * 0.01 / 8, abs=0.01)
+
+
+def test_outputs_that_differ_are_no_table(bench: Any) -> None:
+    found = conversions()
+    found["ways"]["runs"]["threads: 1"][1] = {"seconds": 1.0, "sha256": "abd"}
+    with pytest.raises(SystemExit, match="ways: expected one SHA-256"):
+        bench("conversion_tables").blocks(found)
+
+
+def test_the_page_of_conversions_has_a_place_for_every_block(bench: Any, tmp_path: Path) -> None:
+    found = bench("conversion_tables").blocks(conversions())
+    page = tmp_path / "page.md"
+    page.write_text((BENCH.parent / "docs" / "scale.md").read_text("utf-8"), "utf-8")
+    bench("tables").write_page(page, found)
+    assert all(f"{body}\n<!-- end -->" in page.read_text("utf-8") for body in found.values())
+
+
+def test_a_generated_checkpoint_is_one_that_loads(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversion = bench("conversion")
+    monkeypatch.setattr(conversion, "LAYER", {"fc": (64, 32), "norm": (32,)})
+    monkeypatch.setattr(conversion, "BLOCK", 1000)
+    for content in ("hole", "normal"):
+        path = conversion.checkpoint(tmp_path, 3, content)
+        weights = pm.load(path)
+        assert len(weights) == 6
+        assert bool(np.any(weights["model.layers.2.fc.weight"])) == (content == "normal")
+        assert conversion.checkpoint(tmp_path, 3, content) == path

@@ -1,6 +1,9 @@
-"""Run by test_conversions.py: a conversion that is stopped again and again, each time in a fork, and goes on.
+"""Run by test_conversions.py and bench/conversion.py: a conversion that is stopped again and again, and goes on; each
+time in a fork.
 
-Prints one JSON object: how often it was stopped, how, what was encoded twice, and each promise that was broken. A power
+    python tests/promises/stopping.py FOLDER STOPS RECIPE [WAY ...]
+
+Prints one JSON object: how often it was stopped, how, what was done twice, and each promise that was broken. A power
 cut is a kill after which every file has what was synced of it, and every folder the names that were there when it was.
 """
 
@@ -16,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from pumice.conversion import driving, plan
 from pumice.conversion.work import FOLDER
 
 WORKERS = 2
+AHEAD = 2 * WORKERS  # tasks that a conversion has submitted at a time
+WAYS = ("SIGKILL", "power cut", "Ctrl-C")
 RECIPES = {
     "nearest": 'scheme = "int4-g32"',
     "sparse": 'scheme = "csr+int8"',
@@ -99,8 +104,8 @@ class Disk:
                     os.truncate(path, sizes.get(path.stat().st_ino, 0))
 
 
-def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> bool:
-    """Convert in a fork, and stop it after some seconds; whether it was at work until then."""
+def stopped(root: Path, recipe: str, seconds: float | None, how: str, log: Path) -> bool:
+    """Convert in a fork, and stop it after some seconds, if any; whether it was at work until then."""
     disk = Disk(root / "synced")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child can take it
     pid = os.fork()
@@ -112,12 +117,14 @@ def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> boo
             disk.watch()  # whatever stops this one: what it synced outlives the power cut of a later one
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-            encoded = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            tasks = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             run = driving.run
 
             def noted(task: Any) -> Any:
+                key = f"{task.name}/{getattr(task, 'key', 'auto')}"
+                os.write(tasks, f"{os.getpid()} begun {key}\n".encode())
                 done = run(task)
-                os.write(encoded, f"{task.name} {getattr(task, 'key', 'auto')}\n".encode())
+                os.write(tasks, f"{os.getpid()} encoded {key}\n".encode())
                 return done
 
             driving.run = noted
@@ -129,8 +136,9 @@ def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> boo
             traceback.print_exc()  # what the parent's assertion is about
         finally:
             os._exit(code)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     if how == "power cut" and os.WIFSIGNALED(status):
         disk.cut(root / "out" / FOLDER)
@@ -138,7 +146,14 @@ def stopped(root: Path, recipe: str, seconds: float, how: str, log: Path) -> boo
     return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 75
 
 
-def main(root: Path, stops: int, recipe: str) -> None:
+def again(log: Path, what: str) -> Counter[str]:
+    """How many tasks each process did (begun, or encoded) that a later one did again."""
+    lines = [line.split() for line in log.read_text().splitlines()]
+    last = {key: i for i, (_, done, key) in enumerate(lines) if done == what}
+    return Counter(pid for i, (pid, done, key) in enumerate(lines) if done == what and i != last[key])
+
+
+def main(root: Path, stops: int, recipe: str, ways: Sequence[str]) -> None:
     plan.CHUNK_BYTES = 64 * 128 * 4
     rng = random.Random(11)
     model(root / "source")
@@ -149,11 +164,13 @@ def main(root: Path, stops: int, recipe: str) -> None:
     shutil.rmtree(root / "out")
     counts: Counter[str] = Counter()
     broken: list[str] = []
-    log, twice = root / "encoded", 0
+    log = root / "tasks"
+    twice = {"begun": 0, "encoded": 0}
+    most = conversions = chunks = 0
     since = 0  # stops since the conversion began
-    while sum(counts.values()) < stops:
-        how = rng.choice(["SIGKILL", "power cut", "Ctrl-C"])
-        if stopped(root, recipe, rng.uniform(0, span * 0.7), how, log):
+    while counts.total() < stops or since:
+        how, seconds = rng.choice(ways), rng.uniform(0, span * 0.7)
+        if stopped(root, recipe, seconds if counts.total() < stops else None, how, log):
             counts[how] += 1
             since += 1
             if (root / "out" / FOLDER).exists() or not (root / "out").exists() or not any((root / "out").iterdir()):
@@ -161,16 +178,23 @@ def main(root: Path, stops: int, recipe: str) -> None:
             # It was stopped when all was done but the end of its own folder: there is nothing to go on with.
         if digest(root / "out") != expected:
             broken.append("the bytes differ after --resume")
-        lines = log.read_text().splitlines()
-        again = len(lines) - len(set(lines))
-        twice += again
-        if again > WORKERS * since:
-            broken.append(f"{again} chunks were encoded again after {since} stops with {WORKERS} workers")
+        for what in twice:
+            lost = again(log, what)
+            twice[what] += lost.total()
+            if what == "encoded" and lost.total() > WORKERS * since:
+                broken.append(f"{lost.total()} chunks were encoded again after {since} stops with {WORKERS} workers")
+            if what == "begun":
+                most = max(most, *lost.values(), 0)
+        conversions += 1
+        chunks = len({line.split()[2] for line in log.read_text().splitlines()})
         shutil.rmtree(root / "out")
         log.unlink()
         since = 0
-    print(json.dumps({"stops": counts, "encoded again": twice, "broken": broken}))
+    if most > AHEAD:
+        broken.append(f"a stop lost {most} chunks that were begun; at most {AHEAD} are at work or about to be noted")
+    facts = {"stops": counts, "conversions": conversions, "chunks": chunks, "begun at most": most}
+    print(json.dumps(facts | {f"{what} again": count for what, count in twice.items()} | {"broken": broken}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:] or WAYS)

@@ -68,3 +68,53 @@ def test_a_disk_that_was_full_at_any_moment_costs_nothing_but_time(
     assert done.returncode == 0, done.stderr
     count("full disks amid a conversion", int(done.stdout))
     assert int(done.stdout) > 3
+
+
+FORKS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import stopping
+from pumice.checkpoint.publication import Publication
+root = stopping.Path(sys.argv[2])
+left, right = os.pipe()
+children = []
+
+def fork():
+    children.append(os.fork())
+    if not children[-1]:
+        os.close(right)
+        os.read(left, 1)  # until the parent is done
+        os._exit(0)
+
+publication = Publication(root)
+with publication.exclusive():
+    fork()
+with publication.exclusive():
+    print("published")
+publication.discard()
+
+def stop(*_):
+    fork()
+    raise KeyboardInterrupt
+
+stopping.model(root / "source")
+try:
+    stopping.convert(root, "nearest", progress=stop)
+except KeyboardInterrupt:
+    stopping.convert(root, "nearest", resume=True)
+print("converted", flush=True)
+os.close(right)
+"""
+
+
+def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path: Path) -> None:
+    """Processes of an executor are forked while a thread of ours writes, and they outlive a kill of their parent."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, str(HERE), str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            said, _ = running.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            running.kill()  # its end of the pipe goes, and its children with it
+            raise
+    assert said.split() == ["published", "converted"]

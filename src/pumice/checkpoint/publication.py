@@ -303,6 +303,7 @@ def _locked(folder: Path) -> Iterator[None]:
         _lock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        _lock(fd, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has it, too
         os.close(fd)
 
 

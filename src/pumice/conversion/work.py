@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -31,6 +32,16 @@ from pumice.scheme import AUTO, Scheme
 FOLDER = ".pumice-convert"
 SHOWN = 6  # differences in a message
 Table = Mapping[str, Any]
+_locks: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _close_locks() -> None:
+    for lock in list(_locks):
+        lock.close()
+
+
+# An executor's processes outlive a conversion that is killed: they must not hold its locks, or nobody could go on.
+os.register_at_fork(after_in_child=_close_locks)
 
 
 def place_of(target: Location, single: bool, work: Path | None) -> Path:
@@ -171,6 +182,7 @@ class Work:
 
     def _take(self, path: Path, shared: bool) -> IO[bytes]:
         lock = path.open("a+b", buffering=0)
+        _locks.add(lock)
         try:
             fcntl.flock(lock.fileno(), (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
