@@ -409,8 +409,10 @@ def _copy(source: IO[bytes], offset: int, length: int, out: IO[bytes]) -> None:
 
 
 def _copy_within_kernel(source: IO[bytes], offset: int, length: int, out: IO[bytes]) -> int:
-    """The same between files of the system, as far as it can; how many bytes that were. The disk begins at once to write
-    what it gets, so that there is little left for the sync at the end."""
+    """The same between files of the system, as far as it can; how many bytes that were.
+
+    The disk begins at once to write what it gets, so that there is little left for the sync at the end.
+    """
     source.flush()
     out.flush()
     done = 0
