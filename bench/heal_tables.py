@@ -71,7 +71,7 @@ def files(found: dict[str, Any]) -> str:
 def minilm(found: dict[str, Any]) -> str:
     texts = list(found["healed"])
     stages = {"pruned by magnitude": "by magnitude", "pruned by SparseGPT": "by SparseGPT", "healed": "healed"}
-    spent = {"healed": [f"{found['steps']}", f"{found['seconds']:.0f}", f"{found['threads']}"]}
+    spent = {"healed": [f"{found[key]:.0f}" if key in found else "" for key in ("steps", "seconds", "threads")]}
     first = table(
         ["mean cosine to float32", *texts, "steps", "s of CPU", "threads"],
         [

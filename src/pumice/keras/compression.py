@@ -156,8 +156,9 @@ def _clone(layer: Any, array: CompactArray | None, activations: str) -> Any:
         return layer.__class__.from_config(layer.get_config())
     if isinstance(layer, keras.layers.Embedding):
         return CompactEmbedding(array, name=layer.name, mask_zero=layer.mask_zero, dtype=layer.dtype_policy)
+    bias = np.array(ops.convert_to_numpy(layer.bias)) if layer.use_bias else None  # a copy: JAX gives buffers away
     shared = {
-        "name": layer.name, "bias": layer.bias if layer.use_bias else None, "activation": layer.activation,
+        "name": layer.name, "bias": bias, "activation": layer.activation,
         "product": activations, "dtype": layer.dtype_policy,
     }  # fmt: skip
     if isinstance(layer, keras.layers.Dense):
