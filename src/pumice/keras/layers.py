@@ -25,7 +25,7 @@ def _call_numpy(run: Callable[..., Any], x: Any, shape: tuple[int | None, ...], 
     if backend == "jax":
         import jax
 
-        known = tuple(have if want is None else want for want, have in zip(shape, (*x.shape[:-1], -1), strict=False))
+        known = tuple(x.shape[i] if length is None else length for i, length in enumerate(shape))
         return jax.pure_callback(run, jax.ShapeDtypeStruct(known, dtype), x, vmap_method="sequential")
     return ops.convert_to_tensor(run(ops.convert_to_numpy(x)))
 
