@@ -30,7 +30,7 @@ help:
 	@echo "make bench-llama  SmolLM2's perplexity as compact files, and its speed beside llama.cpp: LLAMA_CPP=Pythons that have llama_cpp; WRITE=1"
 	@echo "make llama-native  llama.cpp for this very processor, in $(LLAMA_NATIVE), for bench-llama (a quarter of an hour)"
 	@echo "make bench-algorithms  GPTQ, SparseGPT and Wanda beside LLM Compressor and their papers' algorithms in torch (.venv-algorithms; ten minutes); SUITES=quality, WRITE=1"
-	@echo "make bench-quality  what every algorithm costs three real models (an hour from nothing; bench/quality.json has what was run); MODELS='smollm2', AGAIN=1, LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
+	@echo "make bench-quality  what every algorithm costs three real models (half an hour from nothing; bench/quality.json has what was run); MODELS='smollm2', AGAIN=1, LLAMA_CPP=a Python that has llama_cpp, WRITE=1"
 	@echo "make bench-heal   pruned and small models that learn again, and what that is worth (half an hour); PARTS='speed bridge', WRITE=1"
 	@echo "make bench-conversion  memory, limits, kills and speed of conversions, and what a terabyte costs (ten minutes; .venv-dask); PARTS='memory ways', WRITE=1"
 	@echo "make bench-compare  two result files: A=a.json B=b.json"

@@ -38,6 +38,13 @@ def quality(row: dict[str, Any], base: dict[str, Any]) -> float:
     return float(1 - row["cosine"])
 
 
+def loss(lost: float, scores: bool) -> str:
+    """Of perplexity as a share, or a factor where it is beyond all measure; of a cosine as it is."""
+    if not scores:
+        return f"{lost:.4f}"
+    return f"{lost:+.1%}" if lost < 10 else f"x {lost + 1:,.0f}"
+
+
 def model_table(rows: dict[str, Any]) -> str:
     base, lines = rows[BASE], []
     scores = loss_of(base)
@@ -48,8 +55,8 @@ def model_table(rows: dict[str, Any]) -> str:
             lines.append([name, "", "", "not read", str(row["failed"])])
             continue
         bits, lost = row.get("bits"), row.get("output error")
-        value = f"{row['perplexity']:.2f}" if scores else f"{row['cosine']:.4f}"
-        change = "" if name == BASE else f"{quality(row, base):+.1%}" if scores else f"{quality(row, base):.4f}"
+        value = f"{row['perplexity']:,.2f}" if scores else f"{row['cosine']:.4f}"
+        change = "" if name == BASE else loss(quality(row, base), scores)
         cells = [name, f"{bits:.2f}" if bits else "", "" if lost is None else f"{lost:.3f}"]
         lines.append([*cells, value, change])
     what = ("perplexity", "change") if scores else ("mean cosine", "1 - cosine")

@@ -157,6 +157,18 @@ def test_the_page_has_a_place_for_every_block(bench: Any, tmp_path: Path) -> Non
         tables.write_page(page, {"nowhere": ""})
 
 
+def test_the_page_of_quality_is_what_its_results_say(bench: Any) -> None:
+    tables, results = bench("quality_tables"), json.loads((BENCH / "quality.json").read_text("utf-8"))
+    page = (BENCH.parent / "docs" / "quality.md").read_text("utf-8")
+    for name, text in tables.blocks(results).items():
+        assert f"<!-- {name} -->\n{text}\n<!-- end -->" in page
+
+
+def test_what_nothing_beats_on_both_counts_is_the_front(bench: Any) -> None:
+    points = [(4.0, 0.1), (3.0, 0.3), (5.0, 0.2), (2.0, 0.9), (3.0, 0.4)]
+    assert bench("quality_tables").pareto(points) == [(2.0, 0.9), (3.0, 0.3), (4.0, 0.1)]
+
+
 def test_compare_flags_what_moved_beyond_the_spreads(bench: Any) -> None:
     compare, results = bench("compare"), bench("results")
     a = run_of(bench, {results.NUMPY: [8.0, 8.2, 8.4], OURS: [2.0, 2.1, 2.2], PEER: [3.0, 3.5, 4.0]})
