@@ -209,8 +209,11 @@ def points(case: Case, shim: ctypes.CDLL) -> int:
     return int(shim.faults_disarm())
 
 
-def at_each_call(case: Case, shim: ctypes.CDLL, every: int) -> Iterator[tuple[str, str, str | None]]:
-    for nth in range(points(case, shim)):
+def at_each_call(case: Case, shim: ctypes.CDLL, most: int) -> Iterator[tuple[str, str, str | None]]:
+    """Every fault at every call; if these are more than `most`, as many of them, evenly."""
+    calls = points(case, shim)
+    every = -(-calls * len(FAULTS) // most)
+    for nth in range(calls):
         for turn, (fault, (action, code, lasts)) in enumerate(FAULTS.items()):
             if (nth + turn) % every:
                 continue
@@ -246,13 +249,13 @@ def at_random(case: Case, count: int) -> Iterator[tuple[str, str, str | None]]:
         yield "SIGKILL at random" if killed else "done before the SIGKILL", f"kill {turn}", case.check(status)
 
 
-def main(place: Path, shim: ctypes.CDLL, every: int, kills: int, names: list[str]) -> None:
+def main(place: Path, shim: ctypes.CDLL, most: int, kills: int, names: list[str]) -> None:
     counts: Counter[str] = Counter()
     broken: list[str] = []
     for name in names:
         (place / name).mkdir()
         case = Case(name, place / name)
-        for fault, where, wrong in (*at_each_call(case, shim, every), *at_random(case, kills)):
+        for fault, where, wrong in (*at_each_call(case, shim, most), *at_random(case, kills)):
             counts[fault] += 1
             if wrong:
                 broken.append(f"{name}, {fault} at {where}: {wrong}")
@@ -260,5 +263,5 @@ def main(place: Path, shim: ctypes.CDLL, every: int, kills: int, names: list[str
 
 
 if __name__ == "__main__":
-    _, place, shim, every, kills, *names = sys.argv
-    main(Path(place), ctypes.CDLL(shim), int(every), int(kills), names or list(SCENARIOS))
+    _, place, shim, most, kills, *names = sys.argv
+    main(Path(place), ctypes.CDLL(shim), int(most), int(kills), names or list(SCENARIOS))
