@@ -18,7 +18,7 @@ SIGNS = {
     "avx2": (r"vpmaddubsw ", r"vpdp|%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)"),
     "avxvnni": (r"\{vex\} vpdpbusd ", r"^vpdp|%zmm|%k[0-7]|%[xy]mm(1[6-9]|[23]\d)"),
     "avx512": (r"vpdpbusd .*%zmm", r"\{vex\}|\btdp"),
-    "amx": (r"\btdpbsud ", r"\{vex\}|\btdp(bf16|fp16)ps"),
+    "amx": (r"\btdpbsud ", r"\{vex\}|\btdpfp16ps"),
     "neon": (r"sdot\s", r"\b[su]mmla\b|\busdot\b|\bz\d+\.[bhsd]\b"),
 }
 
