@@ -35,7 +35,7 @@ from pumice.torch import HeldMasks, collect, prune_  # noqa: E402
 
 LAYERS = 6
 MATRICES = r"encoder\.layer\.{}\..*dense\.weight|encoder\.layer\.{}\.attention\.self\."
-STEPS, BATCH, RATE, WARMUP, LOOK = 1500, 16, 5e-4, 50, 100
+STEPS, BATCH, RATE, WARMUP, LOOK = 400, 16, 5e-4, 50, 100
 SPARSITY, CALIBRATION = 0.5, 256  # passages
 SENTENCES, LONGEST, PROSE = 6, 128, 3000  # of a passage, its tokens, and paragraphs of the novels
 POOL = 8  # batches' worth of passages that are drawn at a time: a batch is of similar lengths
