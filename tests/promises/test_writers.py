@@ -28,7 +28,7 @@ Count = Callable[[str, object], None]
 def test_faults_and_kills_leave_the_old_or_the_new(
     scenario: str, faults: Path, long: bool, count: Count, tmp_path: Path
 ) -> None:
-    most, kills = (10**6, 500) if long else (120, 24)
+    most, kills = (10**6, 500) if long else (120, 63)
     environment = os.environ | {"LD_PRELOAD": str(faults), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, HERE / "writing.py", tmp_path, faults, str(most), str(kills), scenario]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
