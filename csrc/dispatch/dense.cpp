@@ -120,7 +120,8 @@ Status matmul_dense_int(const DenseInt& w, const Operands& io, Activations mode)
 
 namespace {
 
-// Some rows of x in pieces. False if that is not for these rows, or if there is no memory for it.
+// Some rows of x in pieces. False if that is not for these rows, if not all is finite, or if there is no memory for it; then y
+// means nothing.
 bool matmul_in_pieces(const DenseHalf& w, const Operands& io) noexcept {
   const KernelTable& kernel = kernels();
   if (!kernel.takes_pieces(w, io.batch)) return false;
