@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pumice._core import native
-from tests.objects import build_objects
 
 
 @pytest.fixture(params=native.isas())
@@ -27,9 +25,3 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     native.set_num_threads(request.param)
     yield request.param
     native.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The core's objects by name; half a minute, so compiled once."""
-    return build_objects(tmp_path_factory.mktemp("objects"))
