@@ -61,8 +61,9 @@ $(VENV)/with-%: $(VENV)/built
 demo: $(VENV)/with-demo
 	@$(BIN)/python examples/demo.py
 
-# Two processes, a file of tests in one of them: its cases share what is computed once. In order, since the slow files come first.
-ALL_TESTS := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes for two CPUs, since some tests wait for the disk. A file of tests stays in one of them: its cases share what is
+# computed once. In the order of pytest, in which slow files come first.
+ALL_TESTS := $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/with-test
 	@echo "== running the tests"

@@ -1,4 +1,4 @@
-"""The core's objects: instructions of one ISA must not leak into code that runs on every machine; and kernels must work.
+"""The core's objects: instructions of one ISA must not leak into code that runs on every machine, and kernels work.
 
 Two ways it happens: the linker keeps an AVX-512 copy of an inline function that baseline code also
 uses (so ISA objects may hold no weak symbol), or a baseline file gets a wide flag. That the kernels
