@@ -62,7 +62,7 @@ demo: $(VENV)/with-demo
 	@$(BIN)/python examples/demo.py
 
 # Three processes for two CPUs, since some tests wait for the disk. A file of tests stays in one of them: its cases share what is
-# computed once. In the order of pytest, in which slow files come first.
+# computed once. In order: tests/conftest.py has slow ones first.
 ALL_TESTS := $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/with-test

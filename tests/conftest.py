@@ -25,3 +25,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     native.set_num_threads(request.param)
     yield request.param
     native.set_num_threads(before)
+
+
+# They wait for disks, compilers and processes: first, so that they are not what is left when all else is done.
+SLOW = ("promises", "test_symbols.py", "test_threads.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(name in item.path.parts for name in SLOW))
