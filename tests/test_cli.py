@@ -255,7 +255,8 @@ def test_bench_calibrate_keeps_a_profile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, value in {"LASTING": 1e-6, "ROWS": 16, "COLS": 32, "BATCHES": (1, 9), "SIZES": (1 << 12,)}.items():
+    short = {"LASTING": 1e-6, "ROWS": 16, "COLS": 32, "BATCHES": (1, 9), "SIZES": (1 << 12,), "COLD_BYTES": 64}
+    for name, value in short.items():
         monkeypatch.setattr(f"pumice.calibration.{name}", value)
     assert main(["bench", "--calibrate"]) == 0
     printed = capsys.readouterr()

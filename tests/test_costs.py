@@ -187,17 +187,45 @@ def test_rates_are_interpolated_between_batches_and_taken_from_the_nearest() -> 
         profile_of(),
         rates=(rate, Rate("k", "int8", "dense int4", 4, 128, 1, {1: 99.0}), replace(rate, unit=32, gops={1: 5.0})),
     )
-    assert profile.rate("k", like("int16", 3, 128), 1, 1) == 10
-    assert profile.rate("k", like("int16", 3, 64), 2, 1) == 20  # threads scale arithmetic
-    assert profile.rate("k", like("int16", 4, 16), 1, 1) == 5
-    assert profile.rate("k", like("float32", 4, 128), 1, 1) in (10, 99)
+
+    def gops(profile: Profile, kernel: str, work: Work) -> float | None:
+        nearest = profile.nearest(kernel, work, 1)
+        return None if nearest is None else nearest.at(1)
+
+    assert gops(profile, "k", like("int16", 3, 128)) == 10
+    assert gops(profile, "k", like("int16", 4, 16)) == 5
+    assert gops(profile, "k", like("float32", 4, 128)) in (10, 99)
     other = replace(rate, stored="bsr int8", bits=8, gops={1: 7.0})
-    assert replace(profile, rates=(rate, other)).rate("k", like("int16", 4, 128, "bsr int8"), 1, 1) == 7
-    assert profile.rate("unheard of", like("int16", 4, 128), 1, 1) is None
+    assert gops(replace(profile, rates=(rate, other)), "k", like("int16", 4, 128, "bsr int8")) == 7
+    assert gops(profile, "unheard of", like("int16", 4, 128)) is None
+
+
+def test_what_products_from_dram_took_corrects_what_the_model_says_of_them() -> None:
+    corrected = Rate("k", "int16", "dense int8", 8, 128, 1, {1: 100.0}, cold={1: 2.0, 16: 0.5})
+    work = Work(1e6, (Step("k", 2e6),), "int16", "dense int8", 8, 128)
+    plain, better = (replace(profile_of(), rates=(r,)) for r in (replace(corrected, cold={}), corrected))
+    for batch, factor in ((1, 2.0), (4, 1.0), (16, 0.5), (64, 0.5)):
+        says, does = (estimate(work, batch, p, threads=1, cold=True) for p in (plain, better))
+        assert says is not None and does is not None
+        assert does.seconds == pytest.approx(factor * says.seconds)
+        assert says.seconds == says.uncorrected == does.uncorrected
+    assert estimate(work, 1, better, threads=1) == estimate(work, 1, plain, threads=1)  # from the cache
+    two, one = (estimate(work, 1, better, threads=n) for n in (2, 1))
+    assert two is not None and one is not None
+    assert two.arithmetic == one.arithmetic / 2
+    both = estimate(replace(work, also=replace(work)), 1, better, threads=1, cold=True)
+    assert both is not None and both.correction == pytest.approx(2)
 
 
 def test_calibration_measures_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LASTING": 1e-6, "REPEATS": 2, "ROWS": 32, "COLS": 64, "BATCHES": (1, 16)}.items():
+    for name, value in {
+        "LASTING": 1e-6,
+        "REPEATS": 2,
+        "ROWS": 32,
+        "COLS": 64,
+        "BATCHES": (1, 16),
+        "COLD_REPEATS": 1,
+    }.items():
         monkeypatch.setattr(f"pumice.calibration.{name}", value)
     monkeypatch.setattr("pumice.calibration.SIZES", (1 << 12, 1 << 14))
     before, told = pm.get_num_threads(), []
@@ -210,5 +238,6 @@ def test_calibration_measures_every_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     assert {(b.nbytes, b.threads) for b in profile.bandwidths} == {
         (n, t) for n in (1 << 12, 1 << 14) for t in {1, before}
     }
+    assert {tuple(rate.cold) for rate in profile.rates if rate.kernel == "matmul_int"} == {(1, 4, 16, 64)}
     save_profile(profile)
     assert load_profile() == profile

@@ -6,32 +6,37 @@ import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pumice._core import native
-from pumice.costs import work_with
+from pumice.costs import estimate, work_with
 from pumice.errors import SchemeError
 from pumice.layouts import CompactArray, from_parts
+from pumice.layouts.work import Work
 from pumice.ops import compress
 from pumice.options import ACTIVATIONS
 from pumice.profile import Bandwidth, Profile, Rate, cpu_name
 from pumice.scheme import Scheme
-from pumice.timing import COLD_BYTES, per_call
+from pumice.timing import COLD_BYTES, once, per_call
 
 # What is timed. Each scheme stands for those that are near it in bits and group.
 SCHEMES = ("float32", "float16", "bfloat16", "int8", "int4-g128", "int4-g32", "int3-g128", "int6-g128")
 SPARSE = {  # scheme -> density; what has no codec or layout yet is left out
-    "csr": 0.1, "csr+float16": 0.1, "csr+int8": 0.1, "bsr-16x1": 0.1, "bsr-16x1+int8": 0.1, "bsr-8x1": 0.1,
-    "bsr-4x4": 0.1, "bsr-4x4+int8": 0.1, "bsr-16x4": 0.1, "bsr-16x4+int8": 0.1, "bsr-16x16": 0.1, "bsr-16x16+int8": 0.1,
-    "bitmask": 0.3, "bitmask+float16": 0.3, "bitmask+int8": 0.3, "bitmask+int4-g128": 0.3,
-    "2:4": 0.5, "2:4+int8": 0.5, "2:4+int4-g128": 0.5,
+    "csr": 0.1, "csr+float16": 0.1, "csr+bfloat16": 0.1, "csr+int8": 0.1, "bsr-16x1": 0.1, "bsr-16x1+int8": 0.1,
+    "bsr-8x1": 0.1, "bsr-4x4": 0.1, "bsr-4x4+int8": 0.1, "bsr-16x4": 0.1, "bsr-16x4+float16": 0.1,
+    "bsr-16x4+bfloat16": 0.1, "bsr-16x4+int8": 0.1, "bsr-16x16": 0.1, "bsr-16x16+int8": 0.1,
+    "bitmask": 0.3, "bitmask+float16": 0.3, "bitmask+bfloat16": 0.3, "bitmask+int8": 0.3, "bitmask+int4-g128": 0.3,
+    "2:4": 0.5, "2:4+float16": 0.5, "2:4+bfloat16": 0.5, "2:4+int8": 0.5, "2:4+int4-g128": 0.5,
 }  # fmt: skip
 ROWS, COLS = 1024, 2048
 BATCHES = (1, 4, 16, 64, 256)
 SIZES = (1 << 18, 1 << 21, 1 << 24, COLD_BYTES)  # bytes of weights that a level of the caches holds; the last none
 STREAMED = "int8"  # the scheme whose products read the most bytes a second, in int8 activations
+COLD_BATCHES, COLD_REPEATS = (1, 4, 16, 64), 5  # of products with weights from DRAM, whose median counts
 LASTING = 0.004  # seconds of a measurement; the best of a few counts, since whatever disturbs only slows
 REPEATS = 3
 
@@ -39,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def calibrate(progress: Progress | None = None) -> Profile:
-    """Measure this machine on the ISA in force, with one thread and with all: about 20 seconds.
+    """Measure this machine on the ISA in force, with one thread and with all: about 40 seconds.
 
     Parameters
     ----------
@@ -51,7 +56,7 @@ def calibrate(progress: Progress | None = None) -> Profile:
     threads = sorted({1, native.get_num_threads()})
     tell = progress or (lambda text, done, total: None)
     schemes = [*SCHEMES, *filter(_is_known, SPARSE)]
-    total, done = len(threads) * (len(schemes) + 1), 0
+    total, done = len(threads) * (2 * len(schemes) + 1), 0
     bandwidths: list[Bandwidth] = []
     rates: list[Rate] = []
     overheads: dict[str, float] = {}
@@ -65,11 +70,20 @@ def calibrate(progress: Progress | None = None) -> Profile:
             tell(f"read bandwidth, {count} threads", done, total)
             bandwidths += [Bandwidth(size, count, _short(_bandwidth(size, blas_too))) for size in SIZES]
             done += 1
-    tell("done", total, total)
     now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    return Profile(
+    profile = Profile(
         cpu_name(), native.get_isa(), __version__, f"measured {now}", tuple(bandwidths), tuple(rates), overheads
     )
+    evict = np.ones(COLD_BYTES // 8)
+    for count in threads:
+        with _threads(count) as blas_too:
+            for scheme in schemes:
+                tell(f"{scheme} from DRAM, {count} threads", done, total)
+                if scheme != "float32" or blas_too:
+                    profile = _corrected(profile, scheme, count, evict)
+                done += 1
+    tell("done", total, total)
+    return profile
 
 
 @contextlib.contextmanager
@@ -113,29 +127,57 @@ def _weight(scheme: str, rows: int, cols: int) -> CompactArray:
     return array
 
 
+def _works(w: CompactArray, batches: tuple[int, ...]) -> Iterator[tuple[Work, int, str | None]]:
+    """What products of an array do, whose kernel each batch has one of: the work, the batch and the kernel.
+
+    A kernel that serves float32 x too does not depend on how x enters.
+    """
+    for activations in ACTIVATIONS:
+        for batch in batches:
+            work, kernel = work_with(w, batch, activations), w.kernel(batch, activations)
+            if work is not None and (activations == "float32" or kernel not in (None, w.kernel(batch, "float32"))):
+                yield work, batch, kernel
+
+
 def _measure_scheme(scheme: str, threads: int, rates: list[Rate], overheads: dict[str, float]) -> None:
     """Every kernel of a scheme, at every batch that it is for."""
     w, tiny = _weight(scheme, ROWS, COLS), _weight(scheme, 16, 32)
     found: dict[tuple[str, str], dict[int, float]] = {}
-    for activations in ACTIVATIONS:
-        for batch in BATCHES:
-            work, kernel = work_with(w, batch, activations), w.kernel(batch, activations)
-            if work is None or (activations != "float32" and kernel in (None, w.kernel(batch, "float32"))):
-                continue  # a kernel that serves float32 x too does not depend on `activations`
-            step = work.steps[0]
-            gops = found.setdefault((step.kernel, activations), {})
-            if kernel is None and gops:
-                continue  # decoding does not depend on the batch
-            run = _product(w, batch, activations) if kernel else lambda: w.decode_rows(0, ROWS)
-            small = _product(tiny, 1, activations) if kernel else lambda: tiny.decode_rows(0, 16)
-            if step.kernel not in overheads:
-                overheads[step.kernel] = _short(_best(small))
-            seconds = max(_best(run) - overheads[step.kernel], 1e-9)
-            gops[batch if kernel else 1] = _short(step.operations / seconds / 1e9)
-    for (kernel, activations), gops in found.items():
-        work = work_with(w, 1, activations)
-        if work is not None:
-            rates.append(Rate(kernel, activations, work.stored, work.bits, work.unit, threads, gops))
+    for work, batch, kernel in _works(w, BATCHES):
+        step, activations = work.steps[0], work.activations
+        gops = found.setdefault((step.kernel, activations), {})
+        if kernel is None and gops:
+            continue  # decoding does not depend on the batch
+        run = _product(w, batch, activations) if kernel else lambda: w.decode_rows(0, ROWS)
+        small = _product(tiny, 1, activations) if kernel else lambda: tiny.decode_rows(0, 16)
+        if step.kernel not in overheads:
+            overheads[step.kernel] = _short(_best(small))
+        seconds = max(_best(run) - overheads[step.kernel], 1e-9)
+        gops[batch if kernel else 1] = _short(step.operations / seconds / 1e9)
+    for (kernel_name, activations), gops in found.items():
+        work_of_one = work_with(w, 1, activations)
+        if work_of_one is not None:
+            like = work_of_one.stored, work_of_one.bits, work_of_one.unit
+            rates.append(Rate(kernel_name, activations, *like, threads, gops))
+
+
+def _corrected(profile: Profile, scheme: str, threads: int, evict: NDArray[np.float64]) -> Profile:
+    """The profile that knows how far from the cost model products of a scheme are whose weights come from DRAM."""
+    w, found = _weight(scheme, ROWS, COLS), dict[int, dict[int, float]]()
+    for work, batch, _ in _works(w, COLD_BATCHES):
+        rate = profile.nearest(work.steps[0].kernel, work, threads)
+        expected = estimate(work, batch, profile, threads=threads, cold=True)
+        assert rate is not None and expected is not None  # just measured
+        run, seconds = _product(w, batch, work.activations), []
+        for _ in range(COLD_REPEATS + 1):
+            evict.sum()
+            seconds.append(once(run))
+        correction = _short(float(np.median(seconds[1:])) / expected.seconds)  # the first prepacks
+        found.setdefault(profile.rates.index(rate), {})[batch] = correction
+    rates = list(profile.rates)
+    for index, cold in found.items():
+        rates[index] = replace(rates[index], cold=cold)
+    return replace(profile, rates=tuple(rates))
 
 
 def _short(number: float) -> float:

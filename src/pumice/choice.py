@@ -357,7 +357,7 @@ def measure_error(values: str, panels: Iterable[F32], energy: float, limit: floa
     return math.sqrt(noise / energy) if energy else 0.0
 
 
-def time_products(schemes: Iterable[str], panels: Panels, request: Request) -> dict[str, float]:
+def time_products(schemes: Iterable[str], panels: Panels, request: Request, rounds: int = ROUNDS) -> dict[str, float]:
     """Median seconds of products with a few schemes in turns, weights from DRAM."""
     whole = np.concatenate(list(panels()))
     arrays: dict[str, CompactArray] = {}
@@ -366,7 +366,7 @@ def time_products(schemes: Iterable[str], panels: Panels, request: Request) -> d
         arrays[text] = LAYOUTS[scheme.layout].encode(whole, scheme, whole.shape)
     x, evict = np.ones((request.batch, whole.shape[1]), np.float32), np.ones(COLD_BYTES // 8)
     runs: dict[str, list[float]] = {text: [] for text in arrays}
-    for i in range(ROUNDS + 1):
+    for i in range(rounds + 1):
         for text, array in arrays.items():
             evict.sum()
             seconds = once(partial(array.linear, x, None, request.activations))

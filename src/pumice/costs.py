@@ -30,15 +30,23 @@ class Estimate:
         Seconds to read the weights, to compute, and of the call itself.
     exposed : float
         Seconds of the shorter of the former two that the longer does not hide.
+    correction : float
+        How many times the sum of these such products took when the machine was measured.
     """
 
     memory: float
     arithmetic: float
     call: float
     exposed: float = 0.0
+    correction: float = 1.0
 
     @property
     def seconds(self) -> float:
+        return self.correction * self.uncorrected
+
+    @property
+    def uncorrected(self) -> float:
+        """Seconds by the roofline alone."""
         return self.call + max(self.memory, self.arithmetic) + self.exposed
 
     @property
@@ -87,21 +95,25 @@ def estimate(
         holds them.
     """
     threads = native.get_num_threads() if threads is None else threads
-    arithmetic, call = 0.0, 0.0
+    arithmetic, call, correction = 0.0, 0.0, 1.0
     for step in work.steps:
-        rate = profile.rate(step.kernel, work, threads, batch)
+        rate = profile.nearest(step.kernel, work, threads)
         if rate is None:
             return None
-        arithmetic += step.operations / rate / 1e9
+        arithmetic += step.operations / (rate.at(batch) * threads / rate.threads) / 1e9
         call += profile.overheads.get(step.kernel, 0.0)
+        if cold and step is work.steps[0]:
+            correction = rate.cold_at(batch)
     memory = work.nbytes / profile.bandwidth(math.inf if cold else work.nbytes, threads) / 1e9
     exposed = EXPOSED * min(memory, arithmetic) if cold else 0.0
+    mine = Estimate(memory, arithmetic, call, exposed, correction)
     if work.also is None:
-        return Estimate(memory, arithmetic, call, exposed)
+        return mine
     also = estimate(work.also, batch, profile, threads=threads, cold=cold)
     if also is None:
         return None
-    return Estimate(memory + also.memory, arithmetic + also.arithmetic, call + also.call, exposed + also.exposed)
+    both = Estimate(memory + also.memory, arithmetic + also.arithmetic, call + also.call, exposed + also.exposed)
+    return replace(both, correction=(mine.seconds + also.seconds) / (mine.uncorrected + also.uncorrected))
 
 
 def predict(

@@ -13,7 +13,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pumice._core import native
@@ -65,6 +65,8 @@ class Rate:
         Columns that share a scale, or values that share an index.
     gops : mapping of int to float
         Batch -> 1e9 operations a second, multiplications and additions apart; of "decode", 1e9 weights.
+    cold : mapping of int to float
+        Batch -> how many times what the cost model says a product with weights from DRAM took. Empty: as it says.
     """
 
     kernel: str
@@ -74,10 +76,15 @@ class Rate:
     unit: int
     threads: int
     gops: Mapping[int, float]
+    cold: Mapping[int, float] = field(default_factory=dict)
 
     def at(self, batch: int) -> float:
         """1e9 operations a second at a batch, interpolated between the measured ones."""
         return _between(self.gops, batch)
+
+    def cold_at(self, batch: int) -> float:
+        """How many times what the cost model says a product with weights from DRAM takes."""
+        return _between(self.cold, batch) if self.cold else 1.0
 
 
 @dataclass(frozen=True)
@@ -107,12 +114,8 @@ class Profile:
         near = _nearest(threads, {b.threads for b in self.bandwidths})
         return _between({b.nbytes: b.gbytes for b in self.bandwidths if b.threads == near}, nbytes)
 
-    def rate(self, kernel: str, work: Throughput, threads: int, batch: int) -> float | None:
-        """1e9 operations a second; None for a kernel that was never measured.
-
-        Of what was measured of the kernel, the nearest to `work` counts: by activations, threads, what is stored, bits
-        and unit, in this order. Arithmetic scales with the threads from there.
-        """
+    def nearest(self, kernel: str, work: Throughput, threads: int) -> Rate | None:
+        """Of what was measured of a kernel, the nearest: by activations, threads, what is stored, bits and unit."""
 
         def distance(rate: Rate) -> tuple[bool, float, bool, float, float]:
             return (
@@ -123,8 +126,7 @@ class Profile:
                 abs(math.log(rate.unit / work.unit)),
             )
 
-        found = min((rate for rate in self.rates if rate.kernel == kernel), key=distance, default=None)
-        return None if found is None else found.at(batch) * threads / found.threads
+        return min((rate for rate in self.rates if rate.kernel == kernel), key=distance, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: what the cache holds."""
@@ -149,12 +151,15 @@ class Profile:
 
 
 def _rate(table: Any) -> Rate:
-    gops = {_count(batch): _positive("gops", value) for batch, value in table["gops"].items()}
+    gops, cold = (
+        {_count(batch): _positive(name, value) for batch, value in found.items()}
+        for name, found in (("gops", table["gops"]), ("cold", table.get("cold", {})))
+    )
     if not gops:
         raise ValueError("gops: expected at least one batch, got none")
     kernel, activations, stored = (_text(name, table[name]) for name in ("kernel", "activations", "stored"))
     return Rate(
-        kernel, activations, stored, _count(table["bits"]), _count(table["unit"]), _count(table["threads"]), gops
+        kernel, activations, stored, _count(table["bits"]), _count(table["unit"]), _count(table["threads"]), gops, cold
     )
 
 
