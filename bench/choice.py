@@ -2,8 +2,8 @@
 
 On one thread, objective "speed", weights from DRAM. Candidates that keep within the error are timed in turns, but for
 those that the model expects to take `HOPELESS` times as long as its favourite; then the choice and whoever came within
-`LEADING` of the fastest once more, in more rounds: of many, the fastest is also the luckiest. Prints a line a case, and in how many
-the choice takes at most 10 % longer than the best.
+`LEADING` of the fastest once more, in more rounds: of many, the fastest is also the luckiest. Prints a line a case, and
+in how many the choice takes at most 10 % longer than the best.
 """
 
 from __future__ import annotations
