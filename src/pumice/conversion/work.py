@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 
 from pumice.checkpoint.locations import URL, Location
 from pumice.checkpoint.publication import NO_LOCKS, write_all
-from pumice.conversion.chunks import Done, is_whole
+from pumice.conversion.chunk_files import Done, is_whole
 from pumice.conversion.plan import Plan, Step
 from pumice.errors import BusyError, ResumeError
 from pumice.profile import cache_folder

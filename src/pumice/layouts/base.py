@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from pumice._core import native
 from pumice.layouts.indexing import bounds, take_ids
-from pumice.layouts.operands import FLOAT32, apart, as_array, as_bias, as_matrix, check_out
+from pumice.layouts.operands import FLOAT32, apart, as_bias, as_matrix, check_out, into, swapped
 from pumice.layouts.registry import LAYOUTS, build, from_parts
 from pumice.layouts.work import Work
 from pumice.options import Options, current
 from pumice.scheme import SUM, LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays
+from pumice.values.base import F32, Array, Arrays, Energies, StoredRows
 
 PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
 
@@ -47,6 +48,15 @@ class CompactArray(ABC):
     @abstractmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:
         """Compress a finite float32 matrix; `shape` is the logical one."""
+
+    @classmethod
+    def encode_rows(
+        cls, rows: StoredRows, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None
+    ) -> tuple[CompactArray, Energies]:
+        """`encode` rows as a file has them, and what that misses. Raises NonFiniteError, as `StoredRows.floats`."""
+        w = rows.floats()
+        array = cls.encode(w, scheme, shape, scale_dtype)
+        return array, native.row_energies(w, np.ascontiguousarray(array.decode_rows(0, len(w))))
 
     @classmethod
     @abstractmethod
@@ -310,7 +320,7 @@ class CompactArray(ABC):
         return LAYOUTS[SUM](self, other)  # type: ignore[arg-type]
 
     def __matmul__(self, x: Any) -> F32:  # w @ x
-        return _swapped(self.linear, x)
+        return swapped(self.linear, x)
 
     def __rmatmul__(self, x: Any) -> F32:  # x @ w
         return self._untransposed(x)
@@ -327,11 +337,11 @@ class CompactArray(ABC):
 
     def _right_of(self, x: Any, out: Array | None) -> F32:
         """x @ w."""
-        return _into(out, self._untransposed(x))
+        return into(out, self._untransposed(x))
 
     def _left_of(self, x: Any, out: Array | None) -> F32:
         """w @ x."""
-        return _into(out, self @ x)
+        return into(out, self @ x)
 
 
 class Transposed(CompactArray):
@@ -421,10 +431,10 @@ class Transposed(CompactArray):
         vector = as_bias(bias, self._rows)
         if vector is not None:
             y += vector
-        return _into(out, y)
+        return into(out, y)
 
     def __matmul__(self, x: Any) -> F32:  # w.T @ x
-        return _swapped(self._base._untransposed, x)
+        return swapped(self._base._untransposed, x)
 
     def __rmatmul__(self, x: Any) -> F32:  # x @ w.T
         return self._base.linear(x)
@@ -434,20 +444,3 @@ class Transposed(CompactArray):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Transposed, (self._base,)
-
-
-def _into(out: Array | None, y: F32) -> F32:
-    """y, in `out` if there is one."""
-    if out is None:
-        return y
-    check_out(out, y.shape)
-    out[...] = y
-    return out
-
-
-def _swapped(product: Any, x: Any) -> F32:
-    """w @ x for x (..., cols, n) or (cols,), from a product that takes rows."""
-    array = as_array("x", x)
-    if array.ndim < 2:
-        return product(array)  # type: ignore[no-any-return]
-    return np.swapaxes(product(np.swapaxes(array, -1, -2)), -1, -2)
