@@ -1,4 +1,8 @@
-"""The file of a chunk: 8 bytes of length, a JSON table of parts (dtype, shape, offset), and the parts, aligned."""
+"""The file of a chunk: 8 bytes of length, a JSON table, the parts, aligned, and the CRC-32 of all that.
+
+The table has of each part the dtype, the shape and the offset, and what `Done` says; so a chunk that a worker has
+finished counts even if nobody came to note it.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,12 @@ LOSS = ".loss"  # and a number: beside the parts of a chunk, the energies of its
 LEAVES = ".leaves"  # what the chunk adds to the fingerprint of the source
 
 
+CRC_BYTES = 4
+
+
 @dataclass(frozen=True)
 class Done:
-    """A chunk's file: its size and its CRC-32, the scheme and the dtypes of its parts."""
+    """A chunk's file: its size and the CRC-32 at its end, the scheme and the dtypes of its parts."""
 
     key: str
     scheme: str
@@ -38,14 +45,14 @@ class Done:
     dtypes: Mapping[str, str]
 
 
-def write_chunk(path: Path, parts: Mapping[str, list[Array]]) -> tuple[int, int]:
-    """Write a chunk's file, whole or not at all: its bytes, and their CRC-32."""
+def write_chunk(path: Path, scheme: str, dtypes: Mapping[str, str], parts: Mapping[str, list[Array]]) -> Done:
+    """Write a chunk's file, whole or not at all. Its name is the key of the chunk."""
     table, offset = {}, 0
     for part, blocks in parts.items():
         shape = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
         table[part] = [blocks[0].dtype.str, shape, offset]
         offset = _aligned(offset + sum(block.nbytes for block in blocks))
-    text = json.dumps(table).encode()
+    text = json.dumps({"parts": table, "scheme": scheme, "dtypes": dict(dtypes)}).encode()
     head = (len(text)).to_bytes(8, "little") + text
     scratch = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
     size = crc = 0
@@ -54,6 +61,7 @@ def write_chunk(path: Path, parts: Mapping[str, list[Array]]) -> tuple[int, int]
             for data in _pieces(head, parts):
                 write_all(out, data)
                 size, crc = size + len(data), zlib.crc32(data, crc)
+            write_all(out, crc.to_bytes(CRC_BYTES, "little"))
             os.fsync(out.fileno())
         os.replace(scratch, path)
         sync_folders({path.parent})
@@ -61,7 +69,7 @@ def write_chunk(path: Path, parts: Mapping[str, list[Array]]) -> tuple[int, int]
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise
-    return size, crc
+    return Done(path.name, scheme, size + CRC_BYTES, crc, dict(dtypes))
 
 
 def _pieces(head: bytes, parts: Mapping[str, list[Array]]) -> Iterator[bytes | memoryview]:
@@ -79,16 +87,19 @@ def _aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def is_whole(path: Path, done: Done) -> bool:
-    """Whether the file is the one that was written."""
-    try:
+def read_done(path: Path) -> Done | None:
+    """What a chunk's file says, if it is the one that was written."""
+    with contextlib.suppress(FileNotFoundError):
+        nbytes = path.stat().st_size
         with path.open("rb") as file:
-            crc = 0
-            while data := file.read(READ_BYTES):
-                crc = zlib.crc32(data, crc)
-            return crc == done.crc and file.tell() == done.nbytes
-    except FileNotFoundError:
-        return False
+            crc, left = 0, nbytes - CRC_BYTES
+            while left > 0 and (data := file.read(min(left, READ_BYTES))):
+                crc, left = zlib.crc32(data, crc), left - len(data)
+            if left or file.read() != crc.to_bytes(CRC_BYTES, "little"):
+                return None
+        about = ChunkFile(path).about
+        return Done(path.name, about["scheme"], nbytes, crc, about["dtypes"])
+    return None
 
 
 class ChunkFile:
@@ -99,7 +110,8 @@ class ChunkFile:
         self._bytes = np.memmap(path, np.uint8, "r")
         length = int.from_bytes(self._bytes[:8].tobytes(), "little")
         self._data = _aligned(8 + length)
-        self._table = json.loads(self._bytes[8 : 8 + length].tobytes())
+        self.about = json.loads(self._bytes[8 : 8 + length].tobytes())
+        self._table = self.about["parts"]
 
     def array(self, part: str) -> Array:
         """One part."""

@@ -70,13 +70,15 @@ def check_files(files: Iterable[File]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What holds for all weights of a conversion. `stats` is a mapping, or the file that holds it."""
+    """What holds for all weights of a conversion. `stats` is a mapping, or the file that holds it; `nonfinite` as in
+    `compress`."""
 
     request: Request
     profile: Profile
     stats: Mapping[str, Moments] | str
     seed: int
     options: Mapping[str, Any]
+    nonfinite: str = "raise"
 
     def only(self, name: str) -> Job:
         """What one weight needs of it, to be sent with a task."""
@@ -194,8 +196,7 @@ def encode(chunk: Chunk) -> Done:
         scheme, dtypes, parts = _encode(source, chunk, np.float32)
     parts[LEAVES] = [np.frombuffer(source.leaves(), np.uint8)]
     check_files(chunk.files)
-    nbytes, crc = write_chunk(Path(chunk.folder) / chunk.key, parts)
-    return Done(chunk.key, scheme, nbytes, crc, dtypes)
+    return write_chunk(Path(chunk.folder) / chunk.key, scheme, dtypes, parts)
 
 
 def choose_scheme(task: Choosing) -> str:
@@ -207,7 +208,7 @@ def choose_scheme(task: Choosing) -> str:
     def panels() -> Iterator[F32]:
         for start in range(0, max(stored[0], 1), step):
             rows = read_rows(reader, task.name, shape, task.in_axis, start, min(start + step, stored[0]))
-            yield finite_floats(task.name, rows, start, task.in_axis).reshape(len(rows), cols)
+            yield finite_floats(task.name, rows, start, task.in_axis, task.job.nonfinite).reshape(len(rows), cols)
 
     return choose(stored, panels, task.job.request, task.job.profile).scheme
 
@@ -249,8 +250,8 @@ def read_rows(reader: Reader, name: str, shape: tuple[int, ...], in_axis: int, s
 
 
 class _Source:
-    """Rows of a chunk, and the leaves of the source that begin in it: each byte is read once, and hashed while it is in a
-    cache. Of what is no plain run of rows the first chunk has all leaves."""
+    """Rows of a chunk, and the leaves of the source that begin in it: each byte is read once, and hashed while it is in
+    a cache. Of what is no plain run of rows the first chunk has all leaves."""
 
     def __init__(self, reader: Reader, chunk: Chunk) -> None:
         self._reader, self._chunk = reader, chunk
@@ -329,8 +330,8 @@ def _encode(source: _Source, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[
         try:
             array = chunk.job.compact(chunk.name, rows, shape, choice, loss, scale_dtype)
         except NonFiniteError:
-            finite_floats(chunk.name, source.values(start, stop), start, in_axis)
-            raise
+            exact = finite_floats(chunk.name, source.values(start, stop), start, in_axis, chunk.job.nonfinite)
+            array = chunk.job.compact(chunk.name, _rows_from(exact), shape, choice, loss, scale_dtype)
         found = {part: array.part_dtype(part) for part in array.parts()}
         if dtypes and found != dtypes:  # float32 holds what float16 does
             raise _WiderScales
@@ -342,11 +343,13 @@ def _encode(source: _Source, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[
     return scheme, dtypes, parts
 
 
-def finite_floats(name: str, rows: Array, start: int, in_axis: int) -> F32:
-    """Rows as float32. Raises NonFiniteError, with the index in the whole tensor, unless they are finite then."""
+def finite_floats(name: str, rows: Array, start: int, in_axis: int, nonfinite: str) -> F32:
+    """Rows as float32. What is not finite then becomes 0, or raises NonFiniteError with its place in the tensor."""
     with np.errstate(over="ignore"):
         exact = np.ascontiguousarray(rows, np.float32)
     bad = native.first_nonfinite(_flat(exact))
+    if bad >= 0 and nonfinite == "zero":
+        return np.where(np.isfinite(exact), exact, np.float32(0))
     if bad >= 0:
         index = [int(i) for i in np.unravel_index(bad, rows.shape)]
         index[0] += start
