@@ -18,11 +18,11 @@ constexpr int32_t kOwnZeros = -1;   // in place of the zero of all codes: every 
 // How x enters the product (docs/formats.md, "Activations").
 enum class Activations : int { kInt16, kInt8, kFloat32 };
 
-// How a stored value of a sparse layout is written; int4 as unsigned codes, two in a byte, the first one in its low half.
+// How a stored value is written; int4 as unsigned codes, two in a byte, the first one in its low half.
 enum class Values : int { kFloat32, kFloat16, kBfloat16, kInt8, kInt4 };
 
-// A matrix of what a sparse layout stores, row by row; 0 is a hole, and -0.0. `kind` of `values`: float, 16-bit patterns, or
-// signed codes, a byte each, of int4 too.
+// A matrix as a file or a sparse layout stores it, row by row; to a layout 0 is a hole, and -0.0. `kind` of `values`: float,
+// 16-bit patterns, or signed codes, a byte each, of int4 too.
 struct StoredMatrix {
   const void* values;
   int64_t rows, cols;
@@ -32,6 +32,17 @@ struct StoredMatrix {
 static inline int64_t value_bytes(Values kind) {
   return kind == Values::kFloat32 ? 4 : kind == Values::kFloat16 || kind == Values::kBfloat16 ? 2 : 1;
 }
+
+// The numbers that integer codes of a row stand for, one grid for each group of columns: scale * (code - zero), or
+// scale * code + minimum. scales, zeros and minima are [row][groups]; zeros or minima or both are null: every zero is then
+// 2^(bits-1), or 0 with minima.
+struct Grid {
+  const float* scales;
+  const uint8_t* zeros;
+  const float* minima;
+  int64_t groups;
+  int bits;
+};
 
 // Dense integer weights.
 //

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,23 @@ def test_json_is_one_object(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert next(t for t in tensors if t["name"] == "fc.weight")["error"] == fc["error"]
     assert main(["verify", str(tmp_path / "s"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_progress_is_json_lines_for_programs_and_text_on_a_terminal(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["convert", str(model), str(tmp_path / "s"), "--scheme", "int8", "--overwrite"]
+    assert main([*command, "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {event["event"] for event in events} == {"progress"}
+    assert events[-1]["bytes"] == events[-1]["total"] > 0
+    assert events[-1]["seconds_left"] in (0, None)
+    assert main(command) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(command) == 0
+    assert re.search(r"100%  \d+ MB/s  (0 s|\?) left  \S", capsys.readouterr().err)
 
 
 def test_a_dry_run_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

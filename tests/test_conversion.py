@@ -202,6 +202,24 @@ def test_a_failure_leaves_the_old_target_and_nothing_else(source: Path, tmp_path
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("scheme", ["int4-g32", "csr", "float16", "auto"])
+def test_what_is_not_finite_becomes_zero_where_that_is_asked_for(dtype: str, scheme: str, tmp_path: Path) -> None:
+    w = np.sin(np.arange(64 * 32.0)).reshape(64, 32).astype(dtype)
+    clean = w.copy()
+    clean[40, 3], clean[63, 31] = 0, 0
+    w[40, 3], w[63, 31] = np.inf, np.nan if dtype != "float64" else 1e300  # beyond float32
+    for name, weight in (("clean", clean), ("w", w)):
+        pm.save(tmp_path / f"{name}.safetensors", {"fc.weight": weight})
+        pm.convert(tmp_path / f"{name}.safetensors", tmp_path / name, scheme, nonfinite="zero")
+    with pm.load(tmp_path / "clean") as want, pm.load(tmp_path / "w") as got:
+        assert got["fc.weight"].scheme == want["fc.weight"].scheme
+        np.testing.assert_array_equal(np.asarray(got["fc.weight"]), np.asarray(want["fc.weight"]))
+        assert got.info("fc.weight").notes["error"] == want.info("fc.weight").notes["error"]
+    with pytest.raises(pm.ResumeError, match='recipe, nonfinite was "zero", is null'):
+        pm.convert(tmp_path / "w.safetensors", tmp_path / "w", scheme, resume=True)
+
+
 def test_what_is_there_is_replaced_only_when_asked_to(folder: Path, source: Path, tmp_path: Path) -> None:
     file, small = tmp_path / "t.safetensors", tmp_path / "small"
     small.mkdir()

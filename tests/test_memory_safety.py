@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import mmap
 import sys
@@ -292,7 +293,25 @@ def test_codecs(guarded: Guarded) -> None:
                 assert native.decode_int(encoded, scales, zeros, bits, group, cols).shape == (rows, cols)
                 encoded = guarded(native.encode_int(w, scales, None, bits, group, guarded(low)))
                 assert native.decode_int(encoded, scales, None, bits, group, cols, minima=guarded(low)).shape == w.shape
+                patterns = (w.view(np.uint32) >> 16).astype(np.uint16)
+                for values, matrix in (("float32", w), ("float16", w.astype(np.float16)), ("bfloat16", patterns)):
+                    stored = guarded(matrix)
+                    low, high = native.group_range(stored, group, values)
+                    assert (low <= high).all()
+                    packed, noise, signal = native.encode_int_rows(stored, values, scales, zeros, bits, group)
+                    assert (packed.shape, noise.shape, signal.shape) == (encoded.shape, (rows,), (rows,))
             assert native.first_nonfinite(w) == -1
+
+
+def test_hashes_of_pieces(guarded: Guarded, isa: str) -> None:
+    for length in (64, 4096):
+        for count in range(10):
+            data = np.random.default_rng(count).integers(0, 256, count * length + 13).astype(np.uint8)
+            found = native.sha256_pieces(guarded(data), length)
+            pieces = [data[i * length : (i + 1) * length] for i in range(count)]
+            assert found in (None, b"".join(hashlib.sha256(piece).digest() for piece in pieces))
+    with pytest.raises(ValueError, match="length: expected a multiple of 64, got 100"):
+        native.sha256_pieces(guarded(data), 100)
 
 
 @settings(max_examples=300, deadline=None)

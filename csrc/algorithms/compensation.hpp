@@ -3,19 +3,11 @@
 
 #include <cstdint>
 
+#include "views.hpp"
+
 namespace pumice::algorithms {
 
 constexpr int64_t kMostColumns = 128;  // of a block
-
-// The numbers that codes of a row stand for, one grid for each group of columns: scale * (code - zero), or
-// scale * code + minimum. scales, zeros and minima are [row][groups]; zeros or minima or both are null.
-struct Grid {
-  const float* scales;
-  const uint8_t* zeros;
-  const float* minima;
-  int64_t groups;
-  int bits;
-};
 
 // A block of at most kMostColumns columns, of which [start, stop) are fixed now; before `start` all are.
 //

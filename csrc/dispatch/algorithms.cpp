@@ -15,7 +15,7 @@ void fix(const algorithms::Block& block, int64_t rows) noexcept {
           [&](Range r) { algorithms::fix(block, r.begin, r.end); });
 }
 
-void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const algorithms::Grid& grid,
+void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const Grid& grid,
                  float* error) noexcept {
   on_pool(rows, 1, rows * cols * kBytesPerError,
           [&](Range r) { algorithms::grid_errors(w, weight, cols, group, grid, r.begin, r.end, error); });

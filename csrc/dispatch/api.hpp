@@ -25,16 +25,20 @@ bool choose_isa(const char* name) noexcept;  // false: unknown here
 const char* compiler() noexcept;
 
 int64_t first_nonfinite(const float* values, int64_t count) noexcept;
-void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept;
-void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
-            formats::Groups g, uint8_t* packed) noexcept;
+// Rows of floats as they are stored: the ranges of groups, NaN of one that is not finite; codes, and what row_energies says of
+// them unless noise is null.
+void group_range(const StoredMatrix& w, int64_t group, float* low, float* high) noexcept;
+void encode(const StoredMatrix& w, const Grid& grid, int64_t group, uint8_t* packed, double* noise, double* signal) noexcept;
 void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal) noexcept;
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
-            formats::Groups g, uint8_t flip, float* w) noexcept;
+void decode(const uint8_t* packed, const Grid& grid, int64_t group, int64_t rows, int64_t cols, uint8_t flip, float* w) noexcept;
 void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes) noexcept;
 void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels) noexcept;
 // packed[i] = row ids[i]
 void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed) noexcept;
+
+// The SHA-256s of `count` pieces of `length` bytes, a multiple of 64: 32 bytes each. False where the processor has no instructions
+// for that.
+bool sha256_pieces(const uint8_t* data, int64_t count, int64_t length, uint8_t* digests) noexcept;
 
 // The flat index of the first finite value that rounds to infinity, or -1.
 int64_t encode_halves(const float* values, bool bfloat16, int64_t count, uint16_t* bits) noexcept;
@@ -85,7 +89,7 @@ Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, 
 
 // Algorithms: algorithms/compensation.hpp.
 void fix(const algorithms::Block& block, int64_t rows) noexcept;
-void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const algorithms::Grid& grid,
+void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const Grid& grid,
                  float* error) noexcept;
 
 }  // namespace pumice::api

@@ -22,7 +22,7 @@ namespace pumice {
 namespace {
 
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512 = false, amx = false, neon = false;
+  bool avx2 = false, avxvnni = false, avx512 = false, amx = false, neon = false, sha256 = false;
 };
 
 #if defined(__x86_64__)
@@ -59,10 +59,11 @@ Features detect() noexcept {
   if (!has(xcr0, {kXmm, kYmm})) return features;
 
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
-  constexpr int kAvx2 = 5, kF = 16, kDq = 17, kBw = 30, kVl = 31;  // EBX
+  constexpr int kAvx2 = 5, kF = 16, kDq = 17, kSha = 29, kBw = 30, kVl = 31;  // EBX
   constexpr int kVbmi = 1, kVbmi2 = 6, kVnni = 11;                 // ECX
   constexpr int kAmxBf16 = 22, kAmxTile = 24, kAmxInt8 = 25;       // EDX
   features.avx2 = has(ebx, {kAvx2});
+  features.sha256 = has(ebx, {kSha});
   features.avx512 = features.avx2 && has(xcr0, {kOpmask, kZmmLow, kZmmHigh}) &&
                     has(ebx, {kF, kDq, kBw, kVl}) && has(ecx, {kVbmi, kVbmi2, kVnni});
   features.amx = features.avx512 && has(xcr0, {kTileConfig, kTileData}) && has(edx, {kAmxBf16, kAmxTile, kAmxInt8}) && may_use_tiles();
@@ -208,6 +209,8 @@ const char* isa_name(Isa isa) noexcept {
   }
   return "unknown";
 }
+
+bool cpu_has_sha256() noexcept { return features().sha256; }
 
 bool cpu_supports(Isa isa) noexcept {
   switch (isa) {

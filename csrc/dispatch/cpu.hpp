@@ -17,6 +17,9 @@ const char* isa_name(Isa isa) noexcept;
 // True if the processor has the instructions and the operating system saves their registers.
 bool cpu_supports(Isa isa) noexcept;
 
+// Instructions for SHA-256, which x86 processors of any ISA may have.
+bool cpu_has_sha256() noexcept;
+
 struct CpuBudget {
   int cpus;    // processors that this process may use at once, at least 1
   bool quota;  // a cgroup limits its time: a thread that spins steals from those that work

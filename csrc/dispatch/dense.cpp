@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "dispatch/api.hpp"
+#include "dispatch/cpu.hpp"
 #include "dispatch/panels.hpp"
 #include "dispatch/table.hpp"
 #include "dispatch/work.hpp"
@@ -51,18 +52,17 @@ void scale_rows(const float* sums, int64_t batch, int64_t rows, const float* sca
 
 }  // namespace
 
-void group_range(const float* w, int64_t rows, formats::Groups g, float* low, float* high) noexcept {
-  on_pool(rows, 1, rows * g.cols * 4, [&](Range r) { formats::group_range(w, g, r.begin, r.end, kernels().range_of, low, high); });
+void group_range(const StoredMatrix& w, int64_t group, float* low, float* high) noexcept {
+  on_pool(w.rows, 1, w.rows * w.cols * 4, [&](Range r) { kernels().range_rows(w, group, r.begin, r.end, low, high); });
 }
 
 int64_t first_nonfinite(const float* values, int64_t count) noexcept {
   return formats::first_nonfinite(values, count, kernels().all_finite);
 }
 
-void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
-            formats::Groups g, uint8_t* packed) noexcept {
-  on_pool(rows, 1, rows * g.cols * kEncodeBytesPerCode,
-          [&](Range r) { formats::encode(w, scales, zeros, minima, g, r.begin, r.end, kernels().encode_run, packed); });
+void encode(const StoredMatrix& w, const Grid& grid, int64_t group, uint8_t* packed, double* noise, double* signal) noexcept {
+  on_pool(w.rows, 1, w.rows * w.cols * kEncodeBytesPerCode,
+          [&](Range r) { kernels().encode_rows(w, grid, group, r.begin, r.end, packed, noise, signal); });
 }
 
 void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal) noexcept {
@@ -73,10 +73,15 @@ void row_energies(const float* exact, const float* decoded, int64_t rows, int64_
   });
 }
 
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
-            formats::Groups g, uint8_t flip, float* w) noexcept {
-  on_pool(rows, 1, rows * g.cols * 8,
-          [&](Range r) { formats::decode(packed, scales, zeros, minima, g, flip, r.begin, r.end, w); });
+bool sha256_pieces(const uint8_t* data, int64_t count, int64_t length, uint8_t* digests) noexcept {
+  const auto kernel = kernels().sha256_pieces;
+  if (!kernel || !cpu_has_sha256()) return false;
+  on_pool(count, 4, count * length, [&](Range r) { kernel(data + r.begin * length, r.end - r.begin, length, digests + r.begin * 32); });
+  return true;
+}
+
+void decode(const uint8_t* packed, const Grid& grid, int64_t group, int64_t rows, int64_t cols, uint8_t flip, float* w) noexcept {
+  on_pool(rows, 1, rows * cols * 8, [&](Range r) { formats::decode(packed, grid, group, cols, flip, r.begin, r.end, w); });
 }
 
 void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes) noexcept {

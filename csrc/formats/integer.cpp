@@ -4,62 +4,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "formats/packing.hpp"
 #include "views.hpp"
 
 namespace pumice::formats {
 namespace {
 
 constexpr int64_t kFiniteStrip = 4096;
-constexpr int64_t kStrip = 256;  // codes that go through a scratch of bytes at a time; a multiple of 8 codes
-
-// Packs `count` codes that start on a byte boundary of `out`; the last byte is padded with zero bits.
-void pack_strip(const uint8_t* codes, int64_t count, int bits, uint8_t* out) noexcept {
-  if (bits == 8) {
-    std::memcpy(out, codes, static_cast<size_t>(count));
-    return;
-  }
-  if (bits == 4) {
-    for (int64_t i = 0; i < count / 2; ++i) out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
-    if (count % 2) out[count / 2] = codes[count - 1];
-    return;
-  }
-  uint32_t stream = 0;
-  int held = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    stream |= static_cast<uint32_t>(codes[i]) << held;
-    for (held += bits; held >= 8; held -= 8, stream >>= 8) *out++ = static_cast<uint8_t>(stream);
-  }
-  if (held) *out = static_cast<uint8_t>(stream);
-}
-
-void unpack_strip(const uint8_t* packed, int64_t count, int bits, uint8_t* codes) noexcept {
-  if (bits == 8) {
-    std::memcpy(codes, packed, static_cast<size_t>(count));
-    return;
-  }
-  if (bits == 4) {
-    for (int64_t i = 0; i < count / 2; ++i) {
-      codes[2 * i] = packed[i] & 15;
-      codes[2 * i + 1] = packed[i] >> 4;
-    }
-    if (count % 2) codes[count - 1] = packed[count / 2] & 15;
-    return;
-  }
-  uint32_t stream = 0;
-  int held = 0;
-  const uint32_t mask = (1u << bits) - 1;
-  for (int64_t i = 0; i < count; ++i) {
-    for (; held < bits; held += 8) stream |= static_cast<uint32_t>(*packed++) << held;
-    codes[i] = static_cast<uint8_t>(stream & mask);
-    stream >>= bits;
-    held -= bits;
-  }
-}
-
-void clear_padding(uint8_t* row, int64_t cols, int bits) noexcept {
-  const int64_t used = (cols * bits + 7) / 8;
-  std::memset(row + used, 0, static_cast<size_t>(row_bytes(cols, bits) - used));
-}
+constexpr int64_t kStrip = 256;  // codes that go through a scratch of bytes at a time; a multiple of 8
 
 uint32_t load_word(const uint8_t* p) noexcept {
   uint32_t word;
@@ -152,47 +104,6 @@ int64_t first_nonfinite(const float* values, int64_t count, AllFinite all_finite
   return -1;
 }
 
-void group_range(const float* w, Groups g, int64_t begin, int64_t end, RangeOf range_of, float* low, float* high) noexcept {
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t k = 0, group = 0; group < g.groups; ++group, k += g.group) {
-      const float* v = w + row * g.cols + k;
-      const int64_t count = std::min(g.group, g.cols - k);
-      const int64_t at = row * g.groups + group;
-      range_of(v, count, low + at, high + at);
-    }
-  }
-}
-
-void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, Groups g, int64_t begin,
-            int64_t end, EncodeRun run_of, uint8_t* packed) noexcept {
-  const int middle = minima ? 0 : 1 << (g.bits - 1);
-  const float top = static_cast<float>((1 << g.bits) - 1);
-  const int64_t bytes = row_bytes(g.cols, g.bits);
-  uint8_t codes[kStrip];
-  for (int64_t row = begin; row < end; ++row) {
-    uint8_t* out = packed + row * bytes;
-    clear_padding(out, g.cols, g.bits);
-    for (int64_t k = 0; k < g.cols; k += kStrip) {
-      const int64_t stop = std::min(g.cols, k + kStrip);
-      for (int64_t i = k; i < stop;) {
-        const int64_t group = i / g.group;
-        const int64_t run = std::min(stop, (group + 1) * g.group);
-        const float scale = scales[row * g.groups + group];
-        const float zero = static_cast<float>(zeros ? zeros[row * g.groups + group] : middle);
-        const float minimum = minima ? minima[row * g.groups + group] : -0.0f;
-        if (scale == 0.0f) {
-          std::memset(codes + (i - k), static_cast<int>(zero), static_cast<size_t>(run - i));
-          i = run;
-          continue;
-        }
-        run_of(w + row * g.cols + i, run - i, scale, zero, minimum, top, codes + (i - k));
-        i = run;
-      }
-      pack_strip(codes, stop - k, g.bits, out + k * g.bits / 8);
-    }
-  }
-}
-
 void signed_codes(const float* values, int64_t count, float scale, int bits, int8_t* codes) noexcept {
   const int middle = 1 << (bits - 1);
   const auto zero = static_cast<float>(middle), top = static_cast<float>(2 * middle - 1);
@@ -205,24 +116,23 @@ void signed_codes(const float* values, int64_t count, float scale, int bits, int
   }
 }
 
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, Groups g, uint8_t flip,
-            int64_t begin, int64_t end, float* w) noexcept {
-  const int middle = minima ? 0 : 1 << (g.bits - 1);
-  const int64_t bytes = row_bytes(g.cols, g.bits);
+void decode(const uint8_t* packed, const Grid& grid, int64_t group, int64_t cols, uint8_t flip, int64_t begin, int64_t end,
+            float* w) noexcept {
+  const int bits = grid.bits, middle = grid.minima ? 0 : 1 << (bits - 1);
+  const int64_t bytes = row_bytes(cols, bits);
   uint8_t codes[kStrip];
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t k = 0; k < g.cols; k += kStrip) {
-      const int64_t stop = std::min(g.cols, k + kStrip);
-      unpack_strip(packed + row * bytes + k * g.bits / 8, stop - k, g.bits, codes);
+    for (int64_t k = 0; k < cols; k += kStrip) {
+      const int64_t stop = std::min(cols, k + kStrip);
+      unpack_strip(packed + row * bytes + k * bits / 8, stop - k, bits, codes);
       for (int64_t i = k; i < stop;) {
-        const int64_t group = i / g.group;
-        const int64_t run = std::min(stop, (group + 1) * g.group);
-        const float scale = scales[row * g.groups + group];
-        const int zero = zeros ? zeros[row * g.groups + group] : middle;
+        const int64_t n = i / group, run = std::min(stop, (n + 1) * group), at = row * grid.groups + n;
+        const float scale = grid.scales[at];
+        const int zero = grid.zeros ? grid.zeros[at] : middle;
         // v + -0.0 is v to the bit, for -0.0 too.
-        const float minimum = minima ? minima[row * g.groups + group] : -0.0f;
+        const float minimum = grid.minima ? grid.minima[at] : -0.0f;
         for (; i < run; ++i) {
-          w[row * g.cols + i] = scale * static_cast<float>((codes[i - k] ^ flip) - zero) + minimum;
+          w[row * cols + i] = scale * static_cast<float>((codes[i - k] ^ flip) - zero) + minimum;
         }
       }
     }

@@ -1,8 +1,11 @@
-// Integer codes: ranges, encoding, decoding, packing. Portable C++; the definition is docs/formats.md.
+// Integer codes: decoding, packing, panels. Portable C++; the definition is docs/formats.md. Encoding is a kernel.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+
+#include "formats/packing.hpp"
+#include "views.hpp"
 
 namespace pumice::formats {
 
@@ -28,29 +31,17 @@ static inline float decoded(float code, float scale, float zero, float minimum) 
 using AllFinite = bool (*)(const float* values, int64_t count);  // the kernel
 int64_t first_nonfinite(const float* values, int64_t count, AllFinite all_finite) noexcept;
 
-// Bytes of a packed row: whole 32-bit words.
-inline int64_t row_bytes(int64_t cols, int bits) { return (cols * bits + 31) / 32 * 4; }
-
-// Panels of the rows [begin, end) of w (., cols): everything below works on such a range, so that callers can
-// split rows over threads. `groups` = ceil(cols / group).
+// How the columns of a row share scales: `groups` = ceil(cols / group).
 struct Groups {
   int64_t cols, group, groups;
   int bits;
 };
 
-using RangeOf = void (*)(const float* values, int64_t count, float* low, float* high);  // the kernel
-void group_range(const float* w, Groups g, int64_t begin, int64_t end, RangeOf range_of, float* low, float* high) noexcept;
-
-// The kernel encode_run: codes of weights that share a scale.
-using EncodeRun = void (*)(const float* w, int64_t count, float scale, float zero, float minimum, float top, uint8_t* codes);
-
-// zeros and minima may be null: every zero is then 2^(bits-1), or 0 with minima, which exclude zeros.
-void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, Groups g, int64_t begin,
-            int64_t end, EncodeRun run_of, uint8_t* packed) noexcept;
-// The same of `count` values of one group with the symmetric zero, less that zero: 0 is the code of 0.
+// The codes of `count` values of one group with the symmetric zero, less that zero: 0 is the code of 0.
 void signed_codes(const float* values, int64_t count, float scale, int bits, int8_t* codes) noexcept;
-void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, Groups g, uint8_t flip,
-            int64_t begin, int64_t end, float* w) noexcept;
+// Below, rows [begin, end): callers split rows over threads.
+void decode(const uint8_t* packed, const Grid& grid, int64_t group, int64_t cols, uint8_t flip, int64_t begin, int64_t end,
+            float* w) noexcept;
 
 // codes[row][col], one byte each. pack returns the flat index of the first code that does not fit, or -1.
 int64_t pack(const uint8_t* codes, int64_t cols, int bits, int64_t begin, int64_t end, uint8_t* packed) noexcept;

@@ -1,8 +1,8 @@
 // Included last by isa/<isa>.cpp: all kernels, then the table of this ISA, its only symbol.
-#include "kernels/encode.inl.hpp"
 #include "kernels/matmul_f32_bitmask.inl.hpp"
 #include "kernels/matmul_f32_csr.inl.hpp"
 #include "kernels/matmul_f32_half.inl.hpp"
+#include "kernels/encode.inl.hpp"
 #include "kernels/matmul_f32_int.inl.hpp"
 #include "kernels/matmul_int.inl.hpp"
 #include "kernels/matmul_int_csr.inl.hpp"
@@ -10,6 +10,7 @@
 #include "kernels/matmul_f32_bsr.inl.hpp"
 #include "kernels/matmul_int_bsr.inl.hpp"
 #include "kernels/matmul_int_bsr_row.inl.hpp"
+#include "kernels/sha256.inl.hpp"
 #include "kernels/table.hpp"
 
 namespace pumice::PUMICE_ISA {

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/sha256.hpp"
+
 namespace pumice::PUMICE_ISA {
 namespace {
 
@@ -35,6 +37,11 @@ inline void store_f32(float* p, F32 v) { _mm512_storeu_ps(p, v); }
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+inline F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+inline F32 smaller(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+inline F32 larger(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+inline float least_lane(F32 v) { return _mm512_reduce_min_ps(v); }
+inline float most_lane(F32 v) { return _mm512_reduce_max_ps(v); }
 inline F32 muladd(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 inline F32 max_abs(F32 m, F32 v) {
   return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(m), _mm512_castps_si512(_mm512_abs_ps(v))));
@@ -117,6 +124,23 @@ inline float sum_four(Four v) {
 
 inline void store_rounded_i16(int16_t* p, F32 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v)));
+}
+
+inline void store_u8(uint8_t* p, F32 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v)));
+}
+
+struct Squares {
+  __m512d low, high;
+};
+inline Squares zero_squares() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+inline void add_squares(Squares& sums, F32 v) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+  sums = {_mm512_fmadd_pd(low, low, sums.low), _mm512_fmadd_pd(high, high, sums.high)};
+}
+inline void store_squares(double* p, Squares sums) {
+  _mm512_storeu_pd(p, sums.low);
+  _mm512_storeu_pd(p + 8, sums.high);
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }

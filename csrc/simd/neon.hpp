@@ -33,6 +33,12 @@ inline void store_f32(float* p, F32 v) { vst1q_f32(p, v); }
 inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
 inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
 inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
+inline F32 div(F32 a, F32 b) { return vdivq_f32(a, b); }
+// vminq and vmaxq would give NaN.
+inline F32 smaller(F32 a, F32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+inline F32 larger(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline float least_lane(F32 v) { return vminvq_f32(v); }
+inline float most_lane(F32 v) { return vmaxvq_f32(v); }
 inline F32 muladd(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
 inline F32 max_abs(F32 m, F32 v) {
   return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(m), vreinterpretq_u32_f32(vabsq_f32(v))));
@@ -98,6 +104,25 @@ inline Four muladd(Four a, Four b, Four c) { return {vfmaq_f32(c.v, a.v, b.v)}; 
 inline float sum_four(Four v) { return vaddvq_f32(v.v); }
 
 inline void store_rounded_i16(int16_t* p, F32 v) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(v))); }
+
+inline void store_u8(uint8_t* p, F32 v) {
+  const uint16x4_t pairs = vmovn_u32(vcvtq_u32_f32(v));
+  const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(pairs, pairs))), 0);
+  std::memcpy(p, &four, 4);
+}
+
+struct Squares {
+  float64x2_t low, high;
+};
+inline Squares zero_squares() { return {vdupq_n_f64(0.0), vdupq_n_f64(0.0)}; }
+inline void add_squares(Squares& sums, F32 v) {
+  const float64x2_t low = vcvt_f64_f32(vget_low_f32(v)), high = vcvt_high_f64_f32(v);
+  sums = {vfmaq_f64(sums.low, low, low), vfmaq_f64(sums.high, high, high)};
+}
+inline void store_squares(double* p, Squares sums) {
+  vst1q_f64(p, sums.low);
+  vst1q_f64(p + 2, sums.high);
+}
 
 inline Codes load_codes(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
 // See avx512.hpp.

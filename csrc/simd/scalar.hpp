@@ -30,6 +30,12 @@ inline void store_f32(float* p, F32 v) { *p = v; }
 inline F32 add(F32 a, F32 b) { return a + b; }
 inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
+inline F32 div(F32 a, F32 b) { return a / b; }
+// b where either is NaN.
+inline F32 smaller(F32 a, F32 b) { return a < b ? a : b; }
+inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+inline float least_lane(F32 v) { return v; }  // without NaN, and zeros of either sign being equal
+inline float most_lane(F32 v) { return v; }
 inline F32 muladd(F32 a, F32 b, F32 c) { return a * b + c; }  // fused where the ISA fuses: float modes only
 // The larger of m and |v|, m >= 0: by their bits, so that infinity is larger than all numbers, and a NaN larger than that.
 inline F32 max_abs(F32 m, F32 v) {
@@ -84,6 +90,15 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
   const float shifted = v + 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction
   *p = static_cast<int16_t>(shifted - 12582912.0f);
 }
+
+// Whole numbers from 0 to 255.
+inline void store_u8(uint8_t* p, F32 v) { *p = static_cast<uint8_t>(static_cast<int>(v)); }
+
+// A sum of squares in each lane: exact products, so fused or not the bits are the same.
+using Squares = double;
+inline Squares zero_squares() { return 0.0; }
+inline void add_squares(Squares& sums, F32 v) { sums += static_cast<double>(v) * static_cast<double>(v); }
+inline void store_squares(double* p, Squares sums) { *p = sums; }
 
 inline Codes load_codes(const uint8_t* p) {
   Codes v;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "simd/places.hpp"
+#include "simd/sha256.hpp"
 
 namespace pumice::PUMICE_ISA {
 namespace {
@@ -31,6 +32,19 @@ inline void store_f32(float* p, F32 v) { _mm256_storeu_ps(p, v); }
 inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+inline F32 smaller(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+inline F32 larger(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+inline float least_lane(F32 v) {
+  __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
+}
+inline float most_lane(F32 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 inline F32 muladd(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 inline F32 max_abs(F32 m, F32 v) {
   const __m256i bits = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
@@ -113,6 +127,25 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
   const __m256i wide = _mm256_cvtps_epi32(v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+
+inline void store_u8(uint8_t* p, F32 v) {
+  const __m256i whole = _mm256_cvttps_epi32(v);
+  const __m128i pairs = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
+}
+
+struct Squares {
+  __m256d low, high;
+};
+inline Squares zero_squares() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+inline void add_squares(Squares& sums, F32 v) {
+  const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+  sums = {_mm256_fmadd_pd(low, low, sums.low), _mm256_fmadd_pd(high, high, sums.high)};
+}
+inline void store_squares(double* p, Squares sums) {
+  _mm256_storeu_pd(p, sums.low);
+  _mm256_storeu_pd(p + 4, sums.high);
 }
 
 inline Codes load_codes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }

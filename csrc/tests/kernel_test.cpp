@@ -198,9 +198,8 @@ void formats_round_trip() {
       for (Offsets offsets : {Offsets::kNone, Offsets::kZeros, Offsets::kMinima}) {
         constexpr int64_t kRows = 19;
         const Dense w(random, {nullptr, nullptr, nullptr, kRows, cols, 32, bits, 0, 0, false, false}, offsets);
-        const formats::Groups g{cols, 32, w.groups, bits};
-        const uint8_t* zeros = w.zeros.empty() ? nullptr : w.zeros.data();
-        const float* minima = w.minima.empty() ? nullptr : w.minima.data();
+        const Grid grid{w.scales.data(), w.zeros.empty() ? nullptr : w.zeros.data(), w.minima.empty() ? nullptr : w.minima.data(),
+                        w.groups, bits};
         auto again = w.packed;
         for (uint8_t& v : again) v = 0xAA;
         std::vector<int64_t> ids;
@@ -208,17 +207,108 @@ void formats_round_trip() {
         api::unprepack(w.panels.data(), ids.data(), kRows, cols, bits, again.data());
         const bool unpacked = again == w.packed;
         auto decoded = filled<float>(kRows * cols), low = filled<float>(kRows * w.groups), high = low;
-        api::decode(w.packed.data(), w.scales.data(), zeros, minima, kRows, g, 0, decoded.data());
-        api::encode(decoded.data(), w.scales.data(), zeros, minima, kRows, g, again.data());
-        api::group_range(decoded.data(), kRows, g, low.data(), high.data());
+        api::decode(w.packed.data(), grid, 32, kRows, cols, 0, decoded.data());
+        const StoredMatrix floats{decoded.data(), kRows, cols, Values::kFloat32};
+        api::encode(floats, grid, 32, again.data(), nullptr, nullptr);
+        api::group_range(floats, 32, low.data(), high.data());
         if (!unpacked || again != w.packed) fail("formats" + text("bits", bits) + text("cols", cols) + ": codes did not return");
         digest("panels", w.panels.data(), static_cast<int64_t>(w.panels.size()));
         digest("decoded", decoded.data(), kRows * cols);
         digest("ranges", low.data(), kRows * w.groups);
         digest("ranges", high.data(), kRows * w.groups);
         for (float& v : decoded) v = random.value() * 0.25f;
-        api::encode(decoded.data(), w.scales.data(), zeros, minima, kRows, g, again.data());
+        api::encode(floats, grid, 32, again.data(), nullptr, nullptr);
         digest("encoded", again.data(), static_cast<int64_t>(again.size()));
+      }
+    }
+  }
+}
+
+// Rows as a file has them, on every ISA: the ranges, codes and energies of their floats, and those of what the codes stand for.
+void check_encoding(Random& random, Values kind, int64_t cols, int64_t group, int bits, Offsets offsets) {
+  constexpr int64_t kRows = 3;
+  const std::string what = "encoding" + text("kind", static_cast<int>(kind)) + text("cols", cols) + text("group", group) + text("bits", bits);
+  const Dense like(random, {nullptr, nullptr, nullptr, kRows, cols, group, bits, 0, 0, false, false}, offsets);
+  const Grid grid{like.scales.data(), like.zeros.empty() ? nullptr : like.zeros.data(),
+                  like.minima.empty() ? nullptr : like.minima.data(), like.groups, bits};
+  auto floats = filled<float>(kRows * cols);
+  auto halves = filled<uint16_t>(kRows * cols);
+  for (int64_t i = 0; i < kRows * cols; ++i) {
+    halves[i] = half_bits(random);
+    floats[i] = kind == Values::kFloat32    ? random.value()
+                : kind == Values::kFloat16 ? static_cast<float>(half_value(halves[i]))
+                                           : formats::from_bfloat16(halves[i]);
+  }
+  const StoredMatrix plain{floats.data(), kRows, cols, Values::kFloat32};
+  const StoredMatrix stored{kind == Values::kFloat32 ? static_cast<const void*>(floats.data()) : halves.data(), kRows, cols, kind};
+  auto low = filled<float>(kRows * like.groups), high = low, decoded = floats;
+  auto packed = like.packed, again = packed;
+  auto noise = filled<double>(kRows), signal = noise, lost = noise, whole = noise;
+  std::vector<float> ranges;
+  std::vector<double> energies;
+  for (const char* isa : isas()) {
+    api::choose_isa(isa);
+    api::encode(plain, grid, group, packed.data(), nullptr, nullptr);
+    for (uint8_t& v : again) v = 0xAA;
+    api::encode(stored, grid, group, again.data(), noise.data(), signal.data());
+    api::decode(packed.data(), grid, group, kRows, cols, 0, decoded.data());
+    api::row_energies(floats.data(), decoded.data(), kRows, cols, lost.data(), whole.data());
+    api::group_range(stored, group, low.data(), high.data());
+    auto both = low;
+    both.insert(both.end(), high.begin(), high.end());
+    auto all = noise;
+    all.insert(all.end(), signal.begin(), signal.end());
+    if (ranges.empty()) {
+      ranges = both;
+      energies = all;
+      digest("stored rows", again.data(), static_cast<int64_t>(again.size()));
+      digest("stored rows", both.data(), static_cast<int64_t>(both.size()));
+      digest("stored rows", all.data(), static_cast<int64_t>(all.size()));
+    }
+    if (again != packed || noise != lost || signal != whole) fail(what + ": " + isa + " differs from a detour by floats");
+    if (both != ranges || all != energies) fail(what + ": " + isa + " differs from scalar");
+  }
+}
+
+void stored_rows() {
+  Random random(9);
+  int turn = 0;
+  for (Values kind : {Values::kFloat32, Values::kFloat16, Values::kBfloat16}) {
+    for (int64_t cols : {1, 17, 130, 511, 512, 513, 1100}) {
+      for (int64_t group : {int64_t{16}, int64_t{128}, int64_t{1024}, cols}) {
+        constexpr int kBits[] = {2, 3, 4, 5, 6, 8};
+        check_encoding(random, kind, cols, group, kBits[turn % 6], Offsets(turn % 3));
+        ++turn;
+      }
+    }
+  }
+  for (const char* isa : isas()) {  // a group that is not finite has no range
+    api::choose_isa(isa);
+    for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::quiet_NaN()}) {
+      for (int64_t at : {0, 511, 512, 1055}) {
+        std::vector<float> row(1056, 1.0f), low(66), high(66);
+        row[at] = bad;
+        api::group_range({row.data(), 1, 1056, Values::kFloat32}, 16, low.data(), high.data());
+        int64_t odd = 0;
+        for (int64_t n = 0; n < 66; ++n) odd += std::isnan(low[n]) && std::isnan(high[n]);
+        api::group_range({row.data(), 1, 1056, Values::kFloat32}, 1056, low.data(), high.data());
+        if (odd != 1 || !std::isnan(low[0]) || !std::isnan(high[0])) fail(std::string("ranges that are not finite: ") + isa);
+      }
+    }
+  }
+}
+
+// Of 64 times "a", alone and among others, on the ISAs that can do it; tests/test_memory_safety.py holds others to hashlib.
+void sha256() {
+  constexpr uint8_t kKnown[32] = {0xff, 0xe0, 0x54, 0xfe, 0x7a, 0xe0, 0xcb, 0x6d, 0xc6, 0x5c, 0x3a, 0xf9, 0xb6, 0x1d, 0x52, 0x09,
+                                  0xf4, 0x39, 0x85, 0x1d, 0xb4, 0x3d, 0x0b, 0xa5, 0x99, 0x73, 0x37, 0xdf, 0x15, 0x46, 0x68, 0xeb};
+  for (const char* isa : isas()) {
+    api::choose_isa(isa);
+    for (int64_t count = 1; count < 9; ++count) {
+      std::vector<uint8_t> data(static_cast<size_t>(64 * count), 'a'), digests(static_cast<size_t>(32 * count));
+      if (!api::sha256_pieces(data.data(), count, 64, digests.data())) break;
+      for (int64_t n = 0; n < count; ++n) {
+        if (std::memcmp(digests.data() + 32 * n, kKnown, 32) != 0) fail(std::string("sha256") + text("count", count) + ": " + isa);
       }
     }
   }
@@ -245,6 +335,8 @@ int main(int argc, char** argv) {
   for (int i = 0; i < api::isa_count(); ++i) running += std::string(" ") + api::isa_name_at(i);
   if (!wanted.empty() && wanted != running) fail("expected the ISAs" + wanted + ", got" + running);
   formats_round_trip();
+  stored_rows();
+  sha256();
   quantized_rows();
   dense_ints();
   large_batches();

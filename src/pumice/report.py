@@ -13,7 +13,7 @@ from pumice._core import native
 from pumice.errors import printable
 from pumice.layouts import CompactArray
 from pumice.statistics import Moments
-from pumice.values.base import F32
+from pumice.values.base import F32, Energies
 
 PANEL = 1 << 22  # weights whose errors are made at a time
 
@@ -104,6 +104,16 @@ class Loss:
         """Of each row noise and signal, of weights and of outputs. A sum by `math.fsum` depends on no order: the error,
         which is stored, has the same bits however the rows were cut into chunks."""
 
+    @property
+    def of_outputs(self) -> bool:
+        """Whether outputs count, too."""
+        return self._h is not None
+
+    def note(self, energies: Energies) -> None:
+        """Rows whose energies are known; those of outputs are not."""
+        for all_rows, rows in zip(self.energies, energies, strict=False):
+            all_rows.extend(rows.tolist())
+
     def add(self, chunk: Any, array: CompactArray) -> None:
         """Rows, and what became of them."""
         cols = math.prod(chunk.shape[1:])
@@ -111,9 +121,7 @@ class Loss:
         for start in range(0, len(chunk), step):
             exact = np.ascontiguousarray(chunk[start : start + step], np.float32).reshape(-1, cols)
             decoded = np.ascontiguousarray(array.decode_rows(start, start + len(exact)).reshape(exact.shape))
-            noise, signal = native.row_energies(exact, decoded)
-            self.energies[0].extend(noise.tolist())
-            self.energies[1].extend(signal.tolist())
+            self.note(native.row_energies(exact, decoded))
             if self._h is not None:
                 self.energies[2].extend(_row_energies_of_products(exact - decoded, self._h))
                 self.energies[3].extend(_row_energies_of_products(exact, self._h))

@@ -11,6 +11,7 @@ from pumice import reference
 from pumice.errors import FormatError, NonFiniteError
 from pumice.layouts import LAYOUTS, CompactArray, from_parts
 from pumice.scheme import Scheme
+from pumice.values.base import StoredRows
 
 from .cases import ENCODED_SHAPES, KINDS, column_step, expected_parts, fitted, fitting, row_step, schemes, shapes
 from .tolerances import assert_same_parts
@@ -46,6 +47,48 @@ def test_encoding_and_decoding_are_those_of_the_reference(scheme: str, kind: str
         assert_same_parts(array.parts(), want, (rows, cols))
         decoded = reference.decode(want, parsed, (rows, cols))
         np.testing.assert_array_equal(array.to_dense(), decoded, strict=True)
+
+
+@pytest.mark.parametrize("values", ["float32", "float16", "bfloat16"])
+@every_scheme
+def test_rows_of_a_file_are_encoded_as_their_floats_are(scheme: str, values: str, isa: str) -> None:
+    """The same parts, and the energies of what is missed and of the rows: sums in 16 chains, as the kernels'."""
+    parsed = Scheme.parse(scheme)
+    for rows, cols in shapes(scheme, ENCODED_SHAPES):
+        w = fitting(scheme, "sparse", rows, cols)
+        with np.errstate(over="ignore"):
+            stored = bfloat16_bits(w) if values == "bfloat16" else w.astype(values)
+        exact = reference_floats(stored)
+        array, (noise, signal) = LAYOUTS[parsed.layout].encode_rows(StoredRows(stored, values), parsed, w.shape)
+        assert_same_parts(array.parts(), LAYOUTS[parsed.layout].encode(exact, parsed, w.shape).parts())
+        np.testing.assert_array_equal(noise, energies(exact - array.to_dense()), strict=True)
+        np.testing.assert_array_equal(signal, energies(exact), strict=True)
+    broken = np.zeros((4, fitted(scheme, 64)), stored.dtype)
+    broken[2, 1] = 0x7F80 if values == "bfloat16" else np.inf
+    with pytest.raises(NonFiniteError, match=r"^w: expected finite values, got inf at index \(2, 1\)"):
+        LAYOUTS[parsed.layout].encode_rows(StoredRows(broken, values), parsed, broken.shape)
+
+
+def bfloat16_bits(w: np.ndarray) -> np.ndarray:
+    return (w.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def reference_floats(stored: np.ndarray) -> np.ndarray:
+    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
+
+
+def energies(rows: np.ndarray) -> np.ndarray:
+    squares = np.square(rows.astype(np.float64))
+    whole = squares.shape[1] // 16 * 16
+    chains = np.zeros((len(rows), 16))
+    for k in range(0, whole, 16):
+        chains += squares[:, k : k + 16]
+    total = np.zeros(len(rows))
+    for pair in (chains[:, :8] + chains[:, 8:]).T:
+        total += pair
+    for column in squares[:, whole:].T:
+        total += column
+    return total
 
 
 @every_scheme

@@ -30,7 +30,6 @@ from pumice.conversion import driving, plan
 from pumice.conversion.work import FOLDER
 
 WORKERS = 2
-AHEAD = 2 * WORKERS  # tasks that a conversion has submitted at a time
 WAYS = ("SIGKILL", "power cut", "Ctrl-C")
 RECIPES = {
     "nearest": 'scheme = "int4-g32"',
@@ -190,8 +189,8 @@ def main(root: Path, stops: int, recipe: str, ways: Sequence[str]) -> None:
         shutil.rmtree(root / "out")
         log.unlink()
         since = 0
-    if most > AHEAD:
-        broken.append(f"a stop lost {most} chunks that were begun; at most {AHEAD} are at work or about to be noted")
+    if most > WORKERS:
+        broken.append(f"a stop lost {most} chunks that were begun with {WORKERS} workers")
     facts = {"stops": counts, "conversions": conversions, "chunks": chunks, "begun at most": most}
     print(json.dumps(facts | {f"{what} again": count for what, count in twice.items()} | {"broken": broken}))
 

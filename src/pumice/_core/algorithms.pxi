@@ -1,18 +1,6 @@
 # What the algorithms do weight by weight: included by native.pyx.
 
 
-cdef int fill_grid(cpp.Grid* grid, int64_t rows, const float[:, ::1] scales, const uint8_t[:, ::1] zeros,
-                   const float[:, ::1] minima, int bits) except -1:
-    check_bits(bits)
-    check_shape("scales", (rows,), (scales.shape[0],))
-    check_offsets(zeros, minima, (rows, scales.shape[1]))
-    grid.scales = &scales[0, 0]
-    grid.zeros = &zeros[0, 0] if zeros is not None else NULL
-    grid.minima = &minima[0, 0] if minima is not None else NULL
-    grid.groups, grid.bits = scales.shape[1], bits
-    return 0
-
-
 def fix(const float[:, ::1] w not None, float[:, ::1] drift not None, float[:, ::1] errors not None, int64_t first,
         int64_t start, int64_t stop, const float[:, ::1] factor not None, const float[::1] variance not None,
         double[::1] loss not None, const uint8_t[:, ::1] keep=None, grid=None, const int32_t[::1] group_of=None):

@@ -38,6 +38,13 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         int64_t cols
         Values kind
 
+    cdef struct Grid:
+        const float* scales
+        const uint8_t* zeros
+        const float* minima
+        int64_t groups
+        int bits
+
     cdef struct MaskedInt:
         DenseInt dense
         const uint64_t* masks
@@ -124,13 +131,6 @@ cdef extern from "formats/compressed.hpp" namespace "pumice::formats" nogil:
 cdef extern from "algorithms/compensation.hpp" namespace "pumice::algorithms" nogil:
     int64_t kMostColumns
 
-    cdef struct Grid:
-        const float* scales
-        const uint8_t* zeros
-        const float* minima
-        int64_t groups
-        int bits
-
     cdef struct Block:
         const float* w
         float* drift
@@ -170,12 +170,11 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     bint choose_isa(const char* name)
     const char* compiler()
     int64_t first_nonfinite(const float* values, int64_t count)
-    void group_range(const float* w, int64_t rows, Groups g, float* low, float* high)
-    void encode(const float* w, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows, Groups g,
-                uint8_t* packed)
+    void group_range(const StoredMatrix& w, int64_t group, float* low, float* high)
+    void encode(const StoredMatrix& w, const Grid& grid, int64_t group, uint8_t* packed, double* noise, double* signal)
     void row_energies(const float* exact, const float* decoded, int64_t rows, int64_t cols, double* noise, double* signal)
-    void decode(const uint8_t* packed, const float* scales, const uint8_t* zeros, const float* minima, int64_t rows,
-                Groups g, uint8_t flip, float* w)
+    void decode(const uint8_t* packed, const Grid& grid, int64_t group, int64_t rows, int64_t cols, uint8_t flip, float* w)
+    bint sha256_pieces(const uint8_t* data, int64_t count, int64_t length, uint8_t* digests)
     void unpack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* codes)
     void prepack(const uint8_t* packed, int64_t rows, int64_t cols, int bits, uint8_t* panels)
     void unprepack(const uint8_t* panels, const int64_t* ids, int64_t count, int64_t cols, int bits, uint8_t* packed)

@@ -25,8 +25,11 @@ def build_info() -> dict[str, str]:
 def first_nonfinite(values: F32) -> int:
     """Flat index of the first NaN or infinity of a C-contiguous array, -1 without one."""
 
-def group_range(w: F32, group: int) -> tuple[F32, F32]:
-    """Minimum and maximum of each group of each row: two (rows, groups) arrays."""
+def group_range(w: NDArray[Any], group: int, values: str = "float32") -> tuple[F32, F32]:
+    """Minimum and maximum of each group of each row, both NaN where not all is finite: two (rows, groups) arrays.
+
+    `w` is float32, or with other `values` float16 or, of bfloat16, uint16 patterns.
+    """
 
 def row_energies(exact: F32, decoded: F32) -> tuple[F64, F64]:
     """Of each row the sum of squares of exact - decoded, and that of exact, in float64: two (rows,) arrays."""
@@ -36,6 +39,17 @@ def encode_int(w: F32, scales: F32, zeros: U8 | None, bits: int, group: int, min
 
     With `minima` clip(rint((w - minimum) / scale), 0, 2^bits - 1), and 0 where scale is 0; they exclude `zeros`.
     """
+
+def encode_int_rows(
+    w: NDArray[Any],
+    values: str,
+    scales: F32,
+    zeros: U8 | None,
+    bits: int,
+    group: int,
+    minima: F32 | None = None,
+) -> tuple[U8, F64, F64]:
+    """`encode_int` of a matrix as `group_range` takes it, and what `row_energies` says of it and the decoded codes."""
 
 def decode_int(
     packed: U8,
@@ -48,6 +62,10 @@ def decode_int(
     minima: F32 | None = None,
 ) -> F32:
     """(rows, cols) float32: scale * (code - zero), or scale * code + minimum. `xor` is 0x80 for signed int8 codes."""
+
+def sha256_pieces(data: bytes | bytearray | memoryview, length: int) -> bytes | None:
+    """The SHA-256s of all whole pieces of `length` bytes, a multiple of 64, one behind the other; None where the ISA or
+    the processor has no instructions for it."""
 
 def pack_codes(codes: U8, bits: int) -> U8:
     """(rows, cols) unpacked codes -> (rows, row_bytes); ValueError if a code does not fit."""

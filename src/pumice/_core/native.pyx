@@ -75,15 +75,15 @@ def first_nonfinite(values not None):
     return where
 
 
-def group_range(const float[:, ::1] w not None, int64_t group):
-    cdef cpp.Groups g = groups_of(w.shape[1], group, 8)
-    cdef int64_t rows = w.shape[0]
-    if w.shape[1] == 0:
-        return np.zeros((rows, g.groups), np.float32), np.zeros((rows, g.groups), np.float32)
-    low_array, high_array = np.empty((rows, g.groups), np.float32), np.empty((rows, g.groups), np.float32)
+def group_range(w not None, int64_t group, str values not None="float32"):
+    cdef cpp.StoredMatrix m = float_matrix(w, values)
+    cdef cpp.Groups g = groups_of(m.cols, group, 8)
+    if m.cols == 0:
+        return np.zeros((m.rows, g.groups), np.float32), np.zeros((m.rows, g.groups), np.float32)
+    low_array, high_array = np.empty((m.rows, g.groups), np.float32), np.empty((m.rows, g.groups), np.float32)
     cdef float[:, ::1] low = low_array, high = high_array
     with nogil:
-        cpp.group_range(&w[0, 0], rows, g, &low[0, 0], &high[0, 0])
+        cpp.group_range(m, g.group, &low[0, 0], &high[0, 0])
     return low_array, high_array
 
 
@@ -108,37 +108,71 @@ cdef int check_offsets(zeros, minima, tuple per_group) except -1:
     return 0
 
 
-def encode_int(const float[:, ::1] w not None, const float[:, ::1] scales not None, zeros, int bits, int64_t group,
-               minima=None):
-    cdef cpp.Groups g = groups_of(w.shape[1], group, bits)
-    cdef int64_t rows = w.shape[0]
-    cdef const uint8_t[:, ::1] z = zeros
-    cdef const float[:, ::1] lows = minima
-    check_shape("scales", (rows, g.groups), (scales.shape[0], scales.shape[1]))
-    check_offsets(zeros, minima, (rows, g.groups))
-    packed = np.empty((rows, cpp.row_bytes(g.cols, bits)), np.uint8)
+cdef int fill_grid(cpp.Grid* grid, int64_t rows, const float[:, ::1] scales, const uint8_t[:, ::1] zeros,
+                   const float[:, ::1] minima, int bits) except -1:
+    """What codes mean; the caller keeps the arrays, of which zeros or minima or both are None."""
+    check_bits(bits)
+    check_shape("scales", (rows,), (scales.shape[0],))
+    check_offsets(zeros, minima, (rows, scales.shape[1]))
+    grid.scales = &scales[0, 0]
+    grid.zeros = &zeros[0, 0] if zeros is not None else NULL
+    grid.minima = &minima[0, 0] if minima is not None else NULL
+    grid.groups, grid.bits = scales.shape[1], bits
+    return 0
+
+
+cdef encoded(w, str values, const float[:, ::1] scales, const uint8_t[:, ::1] zeros, int bits, int64_t group,
+             const float[:, ::1] minima, double[::1] noise, double[::1] signal):
+    cdef cpp.StoredMatrix m = float_matrix(w, values)
+    cdef cpp.Groups g = groups_of(m.cols, group, bits)
+    cdef cpp.Grid grid
+    check_shape("scales", (m.rows, g.groups), (scales.shape[0], scales.shape[1]))
+    fill_grid(&grid, m.rows, scales, zeros, minima, bits)
+    packed = np.empty((m.rows, cpp.row_bytes(m.cols, bits)), np.uint8)
     cdef uint8_t[:, ::1] out = packed
+    cdef double* lost = &noise[0] if noise is not None else NULL
+    cdef double* whole = &signal[0] if signal is not None else NULL
     with nogil:
-        cpp.encode(&w[0, 0], &scales[0, 0], &z[0, 0] if z is not None else NULL,
-                   &lows[0, 0] if lows is not None else NULL, rows, g, &out[0, 0])
+        cpp.encode(m, grid, g.group, &out[0, 0], lost, whole)
     return packed
 
 
-def decode_int(const uint8_t[:, ::1] packed not None, const float[:, ::1] scales not None, zeros, int bits,
-               int64_t group, int64_t cols, uint8_t xor=0, minima=None):
-    cdef cpp.Groups g = groups_of(cols, group, bits)
+def encode_int(w not None, const float[:, ::1] scales not None, const uint8_t[:, ::1] zeros, int bits, int64_t group,
+               const float[:, ::1] minima=None):
+    return encoded(w, "float32", scales, zeros, bits, group, minima, None, None)
+
+
+def encode_int_rows(w not None, str values not None, const float[:, ::1] scales not None, const uint8_t[:, ::1] zeros, int bits,
+                    int64_t group, const float[:, ::1] minima=None):
+    noise, signal = np.zeros(len(w), np.float64), np.zeros(len(w), np.float64)
+    return encoded(w, values, scales, zeros, bits, group, minima, noise, signal), noise, signal
+
+
+def decode_int(const uint8_t[:, ::1] packed not None, const float[:, ::1] scales not None, const uint8_t[:, ::1] zeros,
+               int bits, int64_t group, int64_t cols, uint8_t xor=0, const float[:, ::1] minima=None):
     cdef int64_t rows = packed.shape[0]
-    cdef const uint8_t[:, ::1] z = zeros
-    cdef const float[:, ::1] lows = minima
+    cdef cpp.Groups g = groups_of(cols, group, bits)
+    cdef cpp.Grid grid
     check_shape("packed", (rows, cpp.row_bytes(cols, bits)), (rows, packed.shape[1]))
     check_shape("scales", (rows, g.groups), (scales.shape[0], scales.shape[1]))
-    check_offsets(zeros, minima, (rows, g.groups))
+    fill_grid(&grid, rows, scales, zeros, minima, bits)
     w = np.empty((rows, cols), np.float32)
     cdef float[:, ::1] out = w
     with nogil:
-        cpp.decode(&packed[0, 0], &scales[0, 0], &z[0, 0] if z is not None else NULL,
-                   &lows[0, 0] if lows is not None else NULL, rows, g, xor, &out[0, 0])
+        cpp.decode(&packed[0, 0], grid, g.group, rows, cols, xor, &out[0, 0])
     return w
+
+
+def sha256_pieces(const uint8_t[::1] data not None, int64_t length):
+    if length < 64 or length % 64:
+        raise ValueError(f"length: expected a multiple of 64, got {length}")
+    cdef int64_t count = data.shape[0] // length
+    cdef bint able
+    digests = np.empty(32 * count, np.uint8)
+    cdef uint8_t[::1] out = digests
+    with nogil:
+        able = cpp.sha256_pieces(&data[0], count, length, &out[0])
+    return digests.tobytes() if able else None
 
 
 def pack_codes(const uint8_t[:, ::1] codes not None, int bits):

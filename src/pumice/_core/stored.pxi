@@ -48,6 +48,15 @@ cdef cpp.StoredMatrix stored_matrix(matrix, str values) except *:
     return m
 
 
+cdef cpp.StoredMatrix float_matrix(matrix, str values) except *:
+    """The same of floats."""
+    if values not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"values: expected float32, float16 or bfloat16, got {values!r}")
+    if matrix.ndim != 2:
+        raise ValueError(f"matrix: expected two dimensions, got shape {matrix.shape}")
+    return stored_matrix(matrix, values)
+
+
 cdef cpp.FloatRows float_rows(const float[:, ::1] w, const float[:, ::1] scales, str values, int64_t group) except *:
     """Of float32 rows that become int8 or int4 codes; the caller keeps both."""
     cdef cpp.FloatRows m

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from pumice._core import native
 from pumice.checkpoint.base import Reader
 from pumice.checkpoint.source import Buffer
 
@@ -32,7 +33,50 @@ def leaves_from(begin: int, end: int) -> range:
 
 def hash_leaves(data: Buffer) -> bytes:
     """The SHA-256s of the leaves that lie side by side in `data`."""
+    if not LEAF % 64 and (whole := native.sha256_pieces(data, LEAF)) is not None:
+        rest = data[len(data) // LEAF * LEAF :]
+        return whole + hashlib.sha256(rest).digest() if rest else whole
     return b"".join(hashlib.sha256(data[i : i + LEAF]).digest() for i in range(0, len(data), LEAF))
+
+
+class Leaves:
+    """The SHA-256s of the leaves that begin in bytes [begin, end) of `nbytes`, which come in order.
+
+    Attributes
+    ----------
+    at, end : int
+        The first byte that is needed next, and the end of what is needed: the last leaf may end beyond `end`.
+
+    Examples
+    --------
+    >>> leaves = Leaves(0, 3, 8)
+    >>> leaves.add(0, b"pumice"), leaves.at, leaves.end
+    (None, 6, 8)
+    >>> leaves.add(0, b"pumice.."), leaves.digests == hash_leaves(b"pumice..")
+    (None, True)
+    """
+
+    def __init__(self, begin: int, end: int, nbytes: int) -> None:
+        some = leaves_from(begin, end)
+        self.at, self.end = (some.start * LEAF, min(some.stop * LEAF, nbytes)) if some else (0, 0)
+        self.digests = b""
+        self._begun = hashlib.sha256()  # of the leaf that `at` is in
+
+    def add(self, offset: int, data: Buffer) -> None:
+        """Bytes from `offset` on, of which those that are known, or not needed, are skipped."""
+        data = memoryview(data)[max(self.at - offset, 0) : max(self.end - offset, 0)]
+        while data:
+            inside, whole = self.at % LEAF, len(data) // LEAF * LEAF
+            piece = data[:whole] if whole and not inside else data[: LEAF - inside]
+            self.at += len(piece)
+            if whole and not inside:
+                self.digests += hash_leaves(piece)
+            else:
+                self._begun.update(piece)
+                if self.at == self.end or self.at % LEAF == 0:
+                    self.digests += self._begun.digest()
+                    self._begun = hashlib.sha256()
+            data = data[len(piece) :]
 
 
 def leaves_of(reader: Reader, name: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -67,20 +68,22 @@ def publish_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
 
 
 class Display:
-    """Progress on stderr, to a terminal only: a bar with rich, plain lines without."""
+    """Progress on stderr: to a terminal a bar with rich, plain lines without; else nothing, or with `events` a line of
+    JSON a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: bool = False) -> None:
+        self._events = events
         self._close: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Progress | None:
         if not sys.stderr.isatty():
-            return None
+            return _Ticks(_event) if self._events else None
         try:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
             from rich.progress import Progress as Bar
         except ImportError:
-            return _Lines()
+            return _Ticks(_line)
         columns = (
             BarColumn(),
             DownloadColumn(),
@@ -98,14 +101,28 @@ class Display:
         self._close()
 
 
-class _Lines:
-    """A line a second at most."""
+class _Ticks:
+    """A line a second at most, which `show` makes of (name, bytes done, bytes in all, bytes a second)."""
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    def __init__(self, show: Callable[[str, int, int, float], str]) -> None:
+        self._show, self._start, self._before, self._next = show, 0.0, 0, 0.0
 
     def __call__(self, name: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if not self._next:  # what a run before this one has done says nothing of the speed of this one
+            self._before, self._start = done, now
         if now >= self._next or done >= total:
             self._next = now + 1
-            print(f"{done / max(total, 1):4.0%}  {printable(name)}", file=sys.stderr)
+            speed = (done - self._before) / max(now - self._start, 1e-9)
+            print(self._show(name, done, total, speed), file=sys.stderr, flush=True)
+
+
+def _line(name: str, done: int, total: int, speed: float) -> str:
+    left = f"{(total - done) / speed:.0f} s" if speed else "?"
+    return f"{done / max(total, 1):4.0%}  {speed / 1e6:.0f} MB/s  {left} left  {printable(name)}"
+
+
+def _event(name: str, done: int, total: int, speed: float) -> str:
+    seconds = round((total - done) / speed, 1) if speed else None
+    event = {"event": "progress", "tensor": name, "bytes": done, "total": total}
+    return json.dumps(event | {"bytes_per_second": round(speed), "seconds_left": seconds})

@@ -17,6 +17,7 @@ from pumice.cli.common import DONE, EPILOG, RETRY, Display, add_command
 from pumice.cli.forward_file import add_set
 from pumice.conversion import Progress, convert
 from pumice.errors import RecipeError
+from pumice.ops import NONFINITE
 from pumice.quantization import METHODS
 from pumice.recipe import FALLBACKS, KEPT, Recipe
 from pumice.report import Report
@@ -51,6 +52,7 @@ def add(commands: Any) -> None:
         type=float,
         help="of a weight, relative: write nothing if one exceeds it; auto chooses within it (by default within 0.02)",
     )
+    add("--nonfinite", choices=NONFINITE, default="raise", help="what becomes of NaN and infinity (default: raise)")
     add("--recipe", metavar="F", type=Path, help="rules in TOML")
     add(
         "--tensor",
@@ -95,7 +97,7 @@ def add(commands: Any) -> None:
     )
     add("--overwrite", action="store_true", help="replace what is at DST (default: DST is new, or an empty folder)")
     add("--dry-run", action="store_true", help="read headers only, write nothing")
-    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add("--json", action="store_true", help="print one JSON object instead of the table; progress as JSON lines")
 
 
 def _tensor(text: str) -> tuple[str, str]:
@@ -116,7 +118,7 @@ def _convert(options: argparse.Namespace) -> int:
     if options.scheme is None and options.recipe is None and not options.tensor:
         raise RecipeError("--scheme: expected it, --recipe or --tensor, got none of them")
     try:
-        with Display() as progress, _cluster(options.dask) as executor:
+        with Display(events=options.json) as progress, _cluster(options.dask) as executor:
             report = _run(options, progress, executor)
     except KeyboardInterrupt:
         print("pumice: interrupted; --resume goes on", file=sys.stderr)
@@ -173,6 +175,7 @@ def _run(options: argparse.Namespace, progress: Progress | None, executor: Execu
         batch=options.batch,
         objective=options.objective,
         max_error=options.max_error,
+        nonfinite=options.nonfinite,
         overwrite=options.overwrite,
         dry_run=options.dry_run,
         max_shard_size=options.max_shard_size,

@@ -24,6 +24,8 @@ from pumice.conversion.shards import Shards
 from pumice.conversion.work import Work, is_begun, place_of, restore_sizes
 from pumice.errors import PumiceError, ResumeError, ToleranceError
 from pumice.model_folder import check_apart, copy_side_file, side_files
+from pumice.ops import NONFINITE
+from pumice.options import check_choice
 from pumice.options import options as products
 from pumice.profile import load_profile
 from pumice.recipe import Recipe
@@ -54,6 +56,7 @@ def convert(
     batch: int = 1,
     objective: str = "balanced",
     max_error: float | None = None,
+    nonfinite: str = "raise",
     dry_run: bool = False,
     overwrite: bool = False,
     resume: bool = False,
@@ -109,6 +112,8 @@ def convert(
     max_error : float, optional
         The largest error of a weight, ``||w - w'|| / ||w||`` (Frobenius): nothing is written if one exceeds it.
         ``"auto"`` chooses within it, and within 0.02 by default.
+    nonfinite : {"raise", "zero"}
+        What becomes of NaN and infinity in a weight: the conversion ends with NonFiniteError, or 0 is stored.
     dry_run : bool
         Read headers only, write nothing: the report says what bytes, seconds and memory are to be expected.
     overwrite : bool
@@ -192,7 +197,8 @@ def convert(
     )
     request = Request(batch, objective, AUTO_ERROR if max_error is None else max_error)
     known = str(stats) if isinstance(stats, str | os.PathLike) else stats or {}
-    job = Job(request, load_profile(), known, seed, asked.options)
+    check_choice("nonfinite", nonfinite, NONFINITE)
+    job = Job(request, load_profile(), known, seed, asked.options, nonfinite)
     _check_options(max_shard_size, workers, task)
     place = place_of(target, single, None if work is None else local(work, "work"))
     restore_sizes(place)

@@ -3,17 +3,12 @@ threads, processes and other machines may run it, more than once if need be."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import math
 import os
-import secrets
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +17,13 @@ import numpy as np
 from pumice._core import native
 from pumice.checkpoint import TensorInfo, load, open_reader
 from pumice.checkpoint.base import Reader
-from pumice.checkpoint.dtypes import rows_of
-from pumice.checkpoint.fingerprint import LEAF, hash_leaves, leaves_from, leaves_of
-from pumice.checkpoint.locations import Location, locate, state_of
-from pumice.checkpoint.publication import sync_folders, write_all
+from pumice.checkpoint.dtypes import widen
+from pumice.checkpoint.fingerprint import Leaves, leaves_of
+from pumice.checkpoint.locations import URL, Location, locate, state_of
 from pumice.choice import Request, choose, panel_rows
-from pumice.errors import FormatError, NonFiniteError, PumiceError, SourceChangedError
+from pumice.conversion.chunk_files import LEAVES, LOSS, Done, write_chunk
+from pumice.errors import NonFiniteError, PumiceError, SourceChangedError
 from pumice.layouts import LAYOUTS, CompactArray
-from pumice.layouts.registry import build
 from pumice.ops import compress
 from pumice.profile import Profile
 from pumice.pruning import prune_and_compress
@@ -37,18 +31,15 @@ from pumice.recipe import Treatment, options_for
 from pumice.report import Loss
 from pumice.scheme import AUTO, Scheme
 from pumice.statistics import CalibrationStats, Moments, moments_of
-from pumice.values.base import F32, Array
+from pumice.values.base import F32, Array, StoredRows
 
 PANEL_BYTES = 4 << 20  # of float32 weights that are encoded at a time: what a second-level cache holds a few of
-ALIGNMENT = 64
-LOSS = ".loss"  # and a number: beside the parts of a chunk, the energies of its rows that the error is made of
-LEAVES = ".leaves"  # what the chunk adds to the fingerprint of the source
+READ_BYTES = 4 << 20  # of the source at a time; of a store all of a chunk, since each request takes long
+HALVES = {"F16": "float16", "BF16": "bfloat16"}  # dtypes that encoders take as they are
 
 
 File = tuple[str, int, int | str]
 """A file's path, its bytes, and when it was changed (ns), or what a store says of that."""
-Rows = Callable[[int, int], Array]
-"""Gives rows [start, stop)."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +70,15 @@ def check_files(files: Iterable[File]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What holds for all weights of a conversion. `stats` is a mapping, or the file that holds it."""
+    """What holds for all weights of a conversion. `stats` is a mapping, or the file that holds it; `nonfinite` as in
+    `compress`."""
 
     request: Request
     profile: Profile
     stats: Mapping[str, Moments] | str
     seed: int
     options: Mapping[str, Any]
+    nonfinite: str = "raise"
 
     def only(self, name: str) -> Job:
         """What one weight needs of it, to be sent with a task."""
@@ -102,24 +95,45 @@ class Job:
         known = self.known()
         return moments_of(name, name, known, cols) if name in known else None
 
-    def compact(self, name: str, w: F32, choice: Treatment, scale_dtype: Any) -> CompactArray:
-        """Rows of a weight, or all of it where the treatment asks for that. Errors name the weight."""
+    def compact(
+        self,
+        name: str,
+        rows: StoredRows,
+        shape: tuple[int, ...],
+        choice: Treatment,
+        loss: Loss,
+        scale_dtype: Any = None,
+    ) -> CompactArray:
+        """Rows of a weight, or all of it where the treatment asks for that; `loss` learns what they lose. Errors name
+        the weight."""
         assert choice.scheme is not None
-        if not choice.whole:
-            try:
-                return compress(w, choice.scheme, scale_dtype=scale_dtype)  # type: ignore[no-any-return]
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{name}: {error}") from error
+        try:
+            if not (choice.whole or loss.of_outputs or choice.scheme == AUTO):
+                layout = LAYOUTS[choice.scheme.layout]
+                array, energies = layout.encode_rows(rows, choice.scheme, shape, scale_dtype)
+                loss.note(energies)
+                return array
+            w = rows.floats().reshape(shape)
+            if choice.whole:
+                array = self._whole(name, w, choice, choice.scheme)
+            else:
+                array = compress(w, choice.scheme, scale_dtype=scale_dtype)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{name}: {error}") from error
+        loss.add(w, array)
+        return array
+
+    def _whole(self, name: str, w: F32, choice: Treatment, scheme: Scheme) -> CompactArray:
         own, known = dict(options_for(choice, self.options)), self.known()
         stats = {name: known[name]} if name in known else None
-        if choice.scheme == AUTO:
+        if scheme == AUTO:
             own |= {"batch": self.request.batch, "objective": self.request.objective}
             own |= {"max_error": self.request.max_error}
         if choice.prune is None:
-            found = compress({name: w}, choice.scheme, method=choice.method, stats=stats, **own)
+            found = compress({name: w}, scheme, method=choice.method, stats=stats, **own)
         else:
             found = prune_and_compress(
-                {name: w}, choice.scheme, choice.prune, method=choice.method, stats=stats, seed=self.seed, **own
+                {name: w}, scheme, choice.prune, method=choice.method, stats=stats, seed=self.seed, **own
             )
         return found[name]  # type: ignore[no-any-return]
 
@@ -168,17 +182,6 @@ class Choosing:
     job: Job
 
 
-@dataclass(frozen=True)
-class Done:
-    """A chunk's file: its size and its CRC-32, the scheme and the dtypes of its parts."""
-
-    key: str
-    scheme: str
-    nbytes: int
-    crc: int
-    dtypes: Mapping[str, str]
-
-
 def encode(chunk: Chunk) -> Done:
     """Encode a chunk and write its file, whole or not at all."""
     if (
@@ -186,15 +189,14 @@ def encode(chunk: Chunk) -> Done:
     ):  # a process of its own for each worker: there are as many of them as there are CPUs
         native.set_num_threads(1)
     reader = reader_of(chunk.origin)
-    rows, leaves = _source(reader, chunk)
+    source = _Source(reader, chunk)
     try:
-        scheme, dtypes, parts = _encode(rows, chunk, np.float32 if chunk.wide else None)
+        scheme, dtypes, parts = _encode(source, chunk, np.float32 if chunk.wide else None)
     except _WiderScales:
-        scheme, dtypes, parts = _encode(rows, chunk, np.float32)
-    parts[LEAVES] = [np.frombuffer(leaves, np.uint8)]
+        scheme, dtypes, parts = _encode(source, chunk, np.float32)
+    parts[LEAVES] = [np.frombuffer(source.leaves(), np.uint8)]
     check_files(chunk.files)
-    nbytes, crc = _write(Path(chunk.folder) / chunk.key, parts)
-    return Done(chunk.key, scheme, nbytes, crc, dtypes)
+    return write_chunk(Path(chunk.folder) / chunk.key, scheme, dtypes, parts)
 
 
 def choose_scheme(task: Choosing) -> str:
@@ -206,10 +208,7 @@ def choose_scheme(task: Choosing) -> str:
     def panels() -> Iterator[F32]:
         for start in range(0, max(stored[0], 1), step):
             rows = read_rows(reader, task.name, shape, task.in_axis, start, min(start + step, stored[0]))
-            with np.errstate(over="ignore"):
-                exact = np.ascontiguousarray(rows, np.float32)
-            check_finite(task.name, rows, exact, start, task.in_axis)
-            yield exact.reshape(len(rows), cols)
+            yield finite_floats(task.name, rows, start, task.in_axis, task.job.nonfinite).reshape(len(rows), cols)
 
     return choose(stored, panels, task.job.request, task.job.profile).scheme
 
@@ -250,21 +249,59 @@ def read_rows(reader: Reader, name: str, shape: tuple[int, ...], in_axis: int, s
     return np.concatenate(pieces, axis=1)
 
 
-def _source(reader: Reader, chunk: Chunk) -> tuple[Rows, bytes]:
-    """What gives rows of the chunk, and the leaves of the source that begin in it: each byte is read once. Of what is
-    no plain run of rows the first chunk has all leaves."""
-    name, info, start, stop = chunk.name, chunk.info, chunk.start, chunk.stop
-    row = info.nbytes // max(info.shape[0], 1)
-    leaves = leaves_from(start * row, stop * row)
-    begin, end = leaves.start * LEAF, min(leaves.stop * LEAF, info.nbytes)
-    until = max(stop, -(-end // row)) if leaves else stop  # the last leaf may end beyond the chunk
-    stored = reader.stored(name, start, until) if chunk.choice.in_axis == 1 else None
-    if stored is None:
-        rows = partial(read_rows, reader, name, info.shape, chunk.choice.in_axis)
-        return rows, leaves_of(reader, name) if start == 0 else b""
-    data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
-    own = data[begin - start * row : end - start * row]
-    return lambda a, b: rows_of(stored[a - start : b - start], info.dtype), hash_leaves(own.data)
+class _Source:
+    """Rows of a chunk, and the leaves of the source that begin in it: each byte is read once, and hashed while it is in
+    a cache. Of what is no plain run of rows the first chunk has all leaves."""
+
+    def __init__(self, reader: Reader, chunk: Chunk) -> None:
+        self._reader, self._chunk = reader, chunk
+        self._row = chunk.info.nbytes // max(chunk.info.shape[0], 1)
+        self._leaves = Leaves(chunk.start * self._row, chunk.stop * self._row, chunk.info.nbytes)
+        self._plain = chunk.choice.in_axis == 1
+        self._ahead = chunk.info.nbytes if isinstance(locate(chunk.origin.path), URL) else READ_BYTES
+        self._begin, self._end, self._held = 0, -1, np.empty(0)  # rows that were read last
+
+    def rows(self, start: int, stop: int) -> StoredRows:
+        """Rows [start, stop)."""
+        stored = self._stored(start, stop) if self._plain else None
+        if stored is None:
+            self._plain = False
+            return _rows_from(self.values(start, stop))
+        return _rows_from(stored, self._chunk.info.dtype)
+
+    def values(self, start: int, stop: int) -> Array:
+        """The same as numbers, in whatever dtype they are read."""
+        chunk = self._chunk
+        return read_rows(self._reader, chunk.name, chunk.info.shape, chunk.choice.in_axis, start, stop)
+
+    def leaves(self) -> bytes:
+        """Once all rows were read."""
+        chunk, leaves = self._chunk, self._leaves
+        if not self._plain:
+            return leaves_of(self._reader, chunk.name) if chunk.start == 0 else b""
+        if leaves.at < leaves.end:  # the last leaf ends beyond the chunk
+            self._stored(chunk.stop, -(-leaves.end // self._row))
+        return leaves.digests
+
+    def _stored(self, start: int, stop: int) -> Array | None:
+        if not self._begin <= start <= stop <= self._end:
+            last = max(self._chunk.stop, -(-self._leaves.end // max(self._row, 1)))
+            end = max(stop, min(start + self._ahead // max(self._row, 1), last))
+            stored = self._reader.stored(self._chunk.name, start, end)
+            if stored is None:
+                return None
+            self._begin, self._end, self._held = start, end, stored
+            self._leaves.add(start * self._row, np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data)
+        return self._held[start - self._begin : stop - self._begin]
+
+
+def _rows_from(stored: Array, dtype: str = "") -> StoredRows:
+    """Rows as matrices: of a dtype's patterns, or values. What is too large for float32 becomes infinite."""
+    values = HALVES.get(dtype, "float32")
+    if values == "float32":
+        with np.errstate(over="ignore"):
+            stored = np.asarray(widen(stored, dtype) if dtype else stored, np.float32)
+    return StoredRows(np.ascontiguousarray(_flat(stored)), values)
 
 
 def chunk_rows(scheme: Scheme, stored: tuple[int, ...], nbytes: int) -> int:
@@ -277,7 +314,7 @@ class _WiderScales(Exception):
     """A panel needs float32 scales, and those before it have float16."""
 
 
-def _encode(source: Rows, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str, str], dict[str, list[Array]]]:
+def _encode(source: _Source, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str, str], dict[str, list[Array]]]:
     """The scheme, dtypes of the parts, and their blocks."""
     choice, stored = chunk.choice, chunk.stored
     assert choice.scheme is not None
@@ -288,19 +325,17 @@ def _encode(source: Rows, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str
     parts: dict[str, list[Array]] = {}
     written: dict[str, int] = {}
     for start in range(chunk.start, max(chunk.stop, chunk.start + 1), step):
-        rows = source(start, min(start + step, chunk.stop))
-        with np.errstate(over="ignore"):  # too large for float32 is reported, too
-            exact = np.ascontiguousarray(rows, np.float32)
+        stop = min(start + step, chunk.stop)
+        rows, shape = source.rows(start, stop), (stop - start, *stored[1:])
         try:
-            array = chunk.job.compact(chunk.name, exact, choice, scale_dtype)
+            array = chunk.job.compact(chunk.name, rows, shape, choice, loss, scale_dtype)
         except NonFiniteError:
-            check_finite(chunk.name, rows, exact, start, in_axis)
-            raise
+            exact = finite_floats(chunk.name, source.values(start, stop), start, in_axis, chunk.job.nonfinite)
+            array = chunk.job.compact(chunk.name, _rows_from(exact), shape, choice, loss, scale_dtype)
         found = {part: array.part_dtype(part) for part in array.parts()}
         if dtypes and found != dtypes:  # float32 holds what float16 does
             raise _WiderScales
         dtypes, scheme = found, array.scheme
-        loss.add(exact, array)
         for part, block in array.blocks(written, stored).items():
             parts.setdefault(part, []).append(block)
             written[part] = written.get(part, 0) + len(block)
@@ -308,111 +343,21 @@ def _encode(source: Rows, chunk: Chunk, scale_dtype: Any) -> tuple[str, dict[str
     return scheme, dtypes, parts
 
 
-def check_finite(name: str, rows: Array, exact: F32, start: int, in_axis: int) -> None:
-    """Raise NonFiniteError, with the index in the whole tensor, unless rows are finite as float32."""
+def finite_floats(name: str, rows: Array, start: int, in_axis: int, nonfinite: str) -> F32:
+    """Rows as float32. What is not finite then becomes 0, or raises NonFiniteError with its place in the tensor."""
+    with np.errstate(over="ignore"):
+        exact = np.ascontiguousarray(rows, np.float32)
     bad = native.first_nonfinite(_flat(exact))
+    if bad >= 0 and nonfinite == "zero":
+        return np.where(np.isfinite(exact), exact, np.float32(0))
     if bad >= 0:
         index = [int(i) for i in np.unravel_index(bad, rows.shape)]
         index[0] += start
         value = rows.reshape(-1)[bad]
         where = tuple(index if in_axis else index[::-1])
         raise NonFiniteError(f"{name}: expected finite values, got {value} at index {where}")
+    return exact
 
 
-def _flat(values: F32) -> F32:
+def _flat(values: Array) -> Array:
     return values.reshape(len(values), math.prod(values.shape[1:]))
-
-
-# The file of a chunk: 8 bytes of length, a JSON table of parts (dtype, shape, offset), and the parts, aligned.
-
-
-def _write(path: Path, parts: Mapping[str, list[Array]]) -> tuple[int, int]:
-    table, offset = {}, 0
-    for part, blocks in parts.items():
-        shape = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
-        table[part] = [blocks[0].dtype.str, shape, offset]
-        offset = _aligned(offset + sum(block.nbytes for block in blocks))
-    text = json.dumps(table).encode()
-    head = (len(text)).to_bytes(8, "little") + text
-    scratch = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
-    size = crc = 0
-    try:
-        with scratch.open("xb", buffering=0) as out:
-            for data in _pieces(head, parts):
-                write_all(out, data)
-                size, crc = size + len(data), zlib.crc32(data, crc)
-            os.fsync(out.fileno())
-        os.replace(scratch, path)
-        sync_folders({path.parent})
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
-    return size, crc
-
-
-def _pieces(head: bytes, parts: Mapping[str, list[Array]]) -> Iterator[bytes | memoryview]:
-    yield head + bytes(_aligned(len(head)) - len(head))
-    for blocks in parts.values():
-        nbytes = 0
-        for block in blocks:
-            if block.nbytes:
-                yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-                nbytes += block.nbytes
-        yield bytes(_aligned(nbytes) - nbytes)
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
-def is_whole(path: Path, done: Done) -> bool:
-    """Whether the file is the one that was written."""
-    try:
-        with path.open("rb") as file:
-            crc = 0
-            while data := file.read(PANEL_BYTES):
-                crc = zlib.crc32(data, crc)
-            return crc == done.crc and file.tell() == done.nbytes
-    except FileNotFoundError:
-        return False
-
-
-class ChunkFile:
-    """What a chunk's file holds: views of the mapped file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._bytes = np.memmap(path, np.uint8, "r")
-        length = int.from_bytes(self._bytes[:8].tobytes(), "little")
-        self._data = _aligned(8 + length)
-        self._table = json.loads(self._bytes[8 : 8 + length].tobytes())
-
-    def array(self, part: str) -> Array:
-        """One part."""
-        dtype, shape, offset = self._table[part]
-        nbytes = np.dtype(dtype).itemsize * math.prod(shape)
-        begin = self._data + offset
-        array: Array = self._bytes[begin : begin + nbytes].view(np.ndarray).view(dtype).reshape(shape)
-        return array
-
-    def compact(self, scheme: Scheme, stored: tuple[int, ...]) -> CompactArray:
-        """The chunk as an array of its own."""
-        parts = {part: self.array(part) for part in self._table if not part.startswith((LOSS, LEAVES))}
-        try:
-            return build(scheme, stored, parts)
-        except FormatError as error:
-            raise FormatError(self.path, error.tensor, error.rule, error.got, "was the file changed?") from error
-
-    def energies(self) -> list[list[float]]:
-        """What `Loss` has of the rows."""
-        return [self.array(LOSS + str(i)).tolist() for i in range(4)]
-
-    def leaves(self) -> bytes:
-        """What it adds to the fingerprint of the source."""
-        return self.array(LEAVES).tobytes()
-
-    def offset(self, block: Array) -> int | None:
-        """Where in the file a block is; None for one in memory."""
-        at = block.__array_interface__["data"][0] - self._bytes.__array_interface__["data"][0]
-        return at if block.flags.c_contiguous and 0 <= at <= len(self._bytes) - block.nbytes else None

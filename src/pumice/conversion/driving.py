@@ -11,7 +11,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pumice.conversion.chunks import Choosing, Chunk, Done, Job, run
+from pumice.conversion.chunk_files import Done
+from pumice.conversion.chunks import Choosing, Chunk, Job, run
 from pumice.conversion.plan import Plan, Step
 from pumice.conversion.work import Work
 from pumice.scheme import AUTO, Scheme

@@ -13,7 +13,7 @@ from pumice.profile import load_profile
 from pumice.recipe import Recipe
 from pumice.report import Loss, TensorReport
 from pumice.statistics import Moments
-from pumice.values.base import F32
+from pumice.values.base import F32, StoredRows
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def compact_weights(
             reports.append(TensorReport(name, about.shape, arrays[name].scheme, 0, 0, why=why))
             continue
         exact = weight.matrix()
-        arrays[name] = array = made[weight.owner] = job.compact(name, exact, choice, None)
         loss = Loss(job.moments(name, exact.shape[1]))
-        loss.add(exact, array)
+        arrays[name] = array = made[weight.owner] = job.compact(name, StoredRows(exact), exact.shape, choice, loss)
         reports.append(
             TensorReport(
                 name, about.shape, array.scheme, about.nbytes, array.nbytes, loss.error, choice.why, loss.output_error

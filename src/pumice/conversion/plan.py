@@ -83,11 +83,14 @@ class Plan:
         _check_names(steps)
         listing = json.dumps([[n, infos[n].dtype, infos[n].shape, infos[n].nbytes] for n in sorted(infos)])
         auto = any(choice.scheme == AUTO for choice in choices.values())
+        asked = recipe_table(recipe) | {"seed": job.seed} | (_request_table(job.request) if auto else {})
+        if job.nonfinite != "raise":
+            asked["nonfinite"] = job.nonfinite
         identity = {
             "version": __version__,
             "source": {file: list(state) for file, *state in origin.files},
             "tensors": hashlib.sha256(listing.encode()).hexdigest(),
-            "recipe": recipe_table(recipe) | {"seed": job.seed} | (_request_table(job.request) if auto else {}),
+            "recipe": asked,
             "stats": digest_of(job.stats),
             "layout": {**layout, "chunk_bytes": CHUNK_BYTES},
         }

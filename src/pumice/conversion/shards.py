@@ -24,7 +24,8 @@ from pumice.checkpoint.publication import (
 )
 from pumice.checkpoint.safetensors import SafetensorsContainer
 from pumice.checkpoint.writer import shard_index
-from pumice.conversion.chunks import PANEL_BYTES, ChunkFile, Done, check_files
+from pumice.conversion.chunk_files import ChunkFile, Done
+from pumice.conversion.chunks import PANEL_BYTES, check_files
 from pumice.conversion.plan import CONVERSION, Plan, Step
 from pumice.conversion.work import Work
 from pumice.errors import PumiceError

@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 
 from pumice.checkpoint.locations import URL, Location
 from pumice.checkpoint.publication import NO_LOCKS, write_all
-from pumice.conversion.chunks import Done, is_whole
+from pumice.conversion.chunk_files import Done, read_done
 from pumice.conversion.plan import Plan, Step
 from pumice.errors import BusyError, ResumeError
 from pumice.profile import cache_folder
@@ -114,8 +114,9 @@ class Work:
                     raise ResumeError(f"target: expected {hint}, got an unfinished conversion at {str(self.path)!r}")
                 self._empty()
                 journals = []
-            for journal in journals:
-                self._read(journal, identity)
+            known = [self._read(journal, identity) for journal in journals]
+            if any(known):
+                self._find()
             self._write_to(self.path / name, identity)
         except BaseException:
             self.close()
@@ -135,7 +136,7 @@ class Work:
     def has(self, key: str) -> Done | None:
         """A chunk that is there, whole."""
         done = self.done.get(key)
-        return done if done is not None and is_whole(self.chunks / key, done) else None
+        return done if done is not None and read_done(self.chunks / key) == done else None
 
     def covers(self, step: Step, plan: Plan) -> bool:
         """Whether all chunks of a tensor are noted."""
@@ -207,7 +208,8 @@ class Work:
                 path.unlink()
         self.chunks.mkdir()
 
-    def _read(self, journal: Path, identity: Table) -> None:
+    def _read(self, journal: Path, identity: Table) -> bool:
+        """Take over what is noted; whether that is of this conversion, and not nothing."""
         lines = list(_lines(journal.read_bytes()))
         if lines and lines[0][0] == "conversion":
             was = lines[0][1]
@@ -227,6 +229,13 @@ class Work:
                 self.published.update(value)
             elif kind == "uploaded":
                 self.uploaded.add(value)
+        return bool(lines)
+
+    def _find(self) -> None:
+        """Chunks that were finished, but not noted before a stop."""
+        for path in self.chunks.iterdir():
+            if path.name not in self.done and path.suffix != ".tmp" and (done := read_done(path)) is not None:
+                self.done[path.name] = done
 
     def _write_to(self, journal: Path, identity: Table) -> None:
         data = journal.read_bytes() if journal.exists() else b""

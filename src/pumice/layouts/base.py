@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from pumice._core import native
 from pumice.layouts.indexing import bounds, take_ids
 from pumice.layouts.operands import FLOAT32, apart, as_bias, as_matrix, check_out
 from pumice.layouts.operators import Operators, into, swapped
@@ -16,7 +17,7 @@ from pumice.layouts.registry import LAYOUTS, build, from_parts
 from pumice.layouts.work import Work
 from pumice.options import Options, current
 from pumice.scheme import SUM, LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays
+from pumice.values.base import F32, Array, Arrays, Energies, StoredRows
 
 PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
 
@@ -47,6 +48,15 @@ class CompactArray(Operators):
     @abstractmethod
     def encode(cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None) -> CompactArray:
         """Compress a finite float32 matrix; `shape` is the logical one."""
+
+    @classmethod
+    def encode_rows(
+        cls, rows: StoredRows, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None
+    ) -> tuple[CompactArray, Energies]:
+        """`encode` rows as a file has them, and what that misses. Raises NonFiniteError, as `StoredRows.floats`."""
+        w = rows.floats()
+        array = cls.encode(w, scheme, shape, scale_dtype)
+        return array, native.row_energies(w, np.ascontiguousarray(array.decode_rows(0, len(w))))
 
     @classmethod
     @abstractmethod

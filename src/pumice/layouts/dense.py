@@ -16,7 +16,7 @@ from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
 from pumice.options import Options
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, Weights, codec_of, grid_of, matrix_shape
+from pumice.values.base import F32, Array, Arrays, Energies, StoredRows, Weights, codec_of, grid_of, matrix_shape
 
 
 class Form:
@@ -59,6 +59,13 @@ class DenseArray(CompactArray):
         cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
     ) -> Self:
         return cls(scheme, shape, codec_of(scheme).encode(w, scheme, scale_dtype, *grid_of(grid)))
+
+    @classmethod
+    def encode_rows(
+        cls, rows: StoredRows, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None
+    ) -> tuple[Self, Energies]:
+        arrays, energies = codec_of(scheme).encode_rows(rows, scheme, scale_dtype)
+        return cls(scheme, shape, arrays), energies
 
     @classmethod
     def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> Self:

@@ -5,23 +5,50 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.errors import FormatError
+from pumice._core import native
+from pumice.errors import FormatError, NonFiniteError
 from pumice.scheme import Scheme, ValuesGrammar, register_values
 
 F32: TypeAlias = NDArray[np.float32]
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
+Energies: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Of each row the sum of squares of what an encoding misses, and of the row itself (rows,)."""
 
 
 class Weights(Protocol):
     """What multiplies: y = x @ w.T + bias, all float32 and C-contiguous, written to y."""
 
     def matmul(self, x: F32, y: F32, bias: F32 | None, activations: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a weight as a file has them: a C-contiguous matrix of float32, float16, or the patterns of bfloat16
+    (uint16), which `values` says."""
+
+    matrix: Array
+    values: str = "float32"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    def floats(self) -> F32:
+        """As float32. Raises NonFiniteError unless all are finite."""
+        halves = self.values != "float32"
+        w: F32 = native.decode_halves(self.matrix.view(np.uint16), self.values == "bfloat16") if halves else self.matrix
+        bad = native.first_nonfinite(w)
+        if bad >= 0:
+            index = tuple(int(i) for i in np.unravel_index(bad, w.shape))
+            raise NonFiniteError(f"w: expected finite values, got {w[index]} at index {index}")
+        return w
 
 
 class Codec(ABC):
@@ -47,6 +74,12 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, w: F32, scheme: Scheme, scale_dtype: Any = None) -> Arrays:
         """Encode a finite (rows, cols) panel."""
+
+    def encode_rows(self, rows: StoredRows, scheme: Scheme, scale_dtype: Any = None) -> tuple[Arrays, Energies]:
+        """`encode` rows as a file has them, and what that misses. Raises NonFiniteError, as `StoredRows.floats`."""
+        w = rows.floats()
+        arrays = self.encode(w, scheme, scale_dtype)
+        return arrays, native.row_energies(w, self.decode(arrays, scheme, w.shape[1]))
 
     @abstractmethod
     def decode(self, arrays: Arrays, scheme: Scheme, cols: int) -> F32:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pumice._core import native
 from pumice.errors import FormatError, NonFiniteError
 from pumice.scheme import Scheme
-from pumice.values.base import F32, Array, Arrays, Codec, Weights, matrix_shape
+from pumice.values.base import F32, Array, Arrays, Codec, Energies, StoredRows, Weights, matrix_shape
 
 PANEL = 16  # rows of a panel of the prepacked form
 FLOAT32_KERNEL_BATCH = 8  # float32 activations: beyond it, decoding row panels and BLAS is faster
@@ -90,6 +90,16 @@ class Integer(Codec):
             grid = self.grid_for(w, scheme, scale_dtype)
         scales, zeros, minima, bits = self.levels(grid)
         return {"packed": native.encode_int(w, scales, zeros, bits, group, minima)} | grid
+
+    def encode_rows(self, rows: StoredRows, scheme: Scheme, scale_dtype: Any = None) -> tuple[Arrays, Energies]:
+        group = self.group_of(scheme, rows.shape[1])
+        low, high = native.group_range(rows.matrix, group, rows.values)
+        if np.isnan(low).any():
+            rows.floats()  # raises, and says where
+        grid = self.grid(low, high, scheme, scale_dtype)
+        scales, zeros, minima, bits = self.levels(grid)
+        packed, noise, signal = native.encode_int_rows(rows.matrix, rows.values, scales, zeros, bits, group, minima)
+        return {"packed": packed} | grid, (noise, signal)
 
     def levels(self, grid: Arrays) -> tuple[F32, NDArray[np.uint8] | None, F32 | None, int]:
         """A grid as the core takes it: scales, zeros and minima (rows, groups), and bits."""

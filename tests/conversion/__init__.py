@@ -1,0 +1,1 @@
+"""Conversions of a small checkpoint in many chunks, whatever happens to them."""
