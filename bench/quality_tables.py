@@ -97,7 +97,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 va="top" if below else "bottom", color="#404040",
             )  # fmt: skip
         axes.set(xlabel="bits per weight", title=TITLES[name], yscale="log", ylim=(least / 1.6, most * 1.4))
-        axes.set_xlim(0.8, max(bits for bits, _ in points.values()) + 1)
+        axes.set_xlim(0, max(bits for bits, _ in points.values()) + 1)
         axes.set_ylabel("rise of the perplexity" if scores else "1 - cosine")
         if scores:
             axes.yaxis.set_major_formatter(
