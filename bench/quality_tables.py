@@ -13,6 +13,7 @@ FAMILIES = {
     "rounding": ("#7f7f7f", "o"), "gptq": ("#1d8a5b", "o"), "magnitude": ("#e0803a", "s"), "wanda": ("#3a78b8", "s"),
     "sparsegpt": ("#8a63b0", "s"), "llama.cpp": ("#c03030", "^"),
 }  # fmt: skip
+SCORES, COSINES = (1e-4, 10.0), (1e-4, 1.0)  # what the plot shows of losses
 
 
 def blocks(found: dict[str, Any]) -> dict[str, str]:
@@ -71,22 +72,50 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in TITLES if BASE in found.get(name, {})]
-    figure, panels = pyplot.subplots(1, len(names), figsize=(10, 4.6), squeeze=False, layout="constrained")
+    figure, panels = pyplot.subplots(1, len(names), figsize=(14, 5.6), squeeze=False, layout="constrained")
     for axes, name in zip(panels[0], names, strict=True):
-        rows = {case: row for case, row in found[name].items() if row.get("bits")}
-        points = {case: (row["bits"], max(quality(row, found[name][BASE]), 1e-4)) for case, row in rows.items()}
-        for case, point in points.items():
+        rows, scores = found[name], loss_of(found[name][BASE])
+        least, most = SCORES if scores else COSINES
+        points = {
+            case: (row["bits"], min(max(quality(row, rows[BASE]), least), most))
+            for case, row in rows.items()
+            if row.get("bits")
+        }
+        front = pareto(points)
+        axes.plot(*zip(*(points[case] for case in front), strict=True), "-", color="#000000", linewidth=0.8, alpha=0.5)
+        for case, (bits, lost) in points.items():
             color, marker = FAMILIES[family(case)]
-            axes.plot(*point, marker, color=color, markersize=6, alpha=0.85)
-        front = pareto(list(points.values()))
-        axes.plot(*zip(*front, strict=True), "-", color="#000000", linewidth=0.8, alpha=0.5)
-        axes.set(xlabel="bits per weight", title=TITLES[name], yscale="log")
-        axes.set_ylabel("1 - cosine" if not loss_of(found[name][BASE]) else "perplexity, relative increase")
+            beyond = lost in (least, most)  # drawn at the edge, hollow
+            axes.plot(
+                bits, lost, marker, color=color, markersize=6, alpha=0.85, markerfacecolor="none" if beyond else color
+            )
+        for place, case in enumerate(front):
+            below = place % 2 == 0 and points[case][1] > 2 * least
+            axes.annotate(
+                case.replace(", ", "\n").replace(" + ", "\n+ "), points[case], (-4 if below else 5, -5 if below else 5),
+                textcoords="offset points", fontsize=6.5, ha="right" if below else "left",
+                va="top" if below else "bottom", color="#404040",
+            )  # fmt: skip
+        axes.set(xlabel="bits per weight", title=TITLES[name], yscale="log", ylim=(least / 1.6, most * 1.4))
+        axes.set_xlim(0, max(bits for bits, _ in points.values()) + 1)
+        axes.set_ylabel("rise of the perplexity" if scores else "1 - cosine")
+        if scores:
+            axes.yaxis.set_major_formatter(
+                lambda y, _: f"{y:.2%}" if y < 0.001 else f"{y:.1%}" if y < 0.01 else f"{y:.0%}"
+            )
         axes.grid(alpha=0.25)
     marks = [
         pyplot.Line2D([], [], linestyle="", color=color, marker=marker, label=label)
         for label, (color, marker) in FAMILIES.items()
     ]
+    marks.append(
+        pyplot.Line2D([], [], color="#000000", linewidth=0.8, alpha=0.5, label="nothing is better on both counts")
+    )
+    marks.append(
+        pyplot.Line2D(
+            [], [], linestyle="", marker="o", color="#7f7f7f", markerfacecolor="none", label="beyond the scale"
+        )
+    )
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
@@ -98,10 +127,10 @@ def family(case: str) -> str:
     return next((name for name in ("magnitude", "wanda", "sparsegpt", "llama.cpp", "gptq") if name in case), "rounding")
 
 
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that nothing beats on both counts, by rising bits."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
+def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Cases that nothing beats on both counts, by rising bits."""
+    front: list[str] = []
+    for case in sorted(points, key=points.__getitem__):
+        if not front or points[case][1] < points[front[-1]][1]:
+            front.append(case)
     return front

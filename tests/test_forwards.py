@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import pumice as pm
 from pumice.cli import main
@@ -202,6 +203,14 @@ def test_the_command_line_calibrates_converts_and_scores(tmp_path: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 3 * 63
     assert 1 < found["perplexity"] / found["reference"] < 1.5
+
+
+def test_a_seed_gives_the_same_statistics_on_any_number_of_threads(tmp_path: Path) -> None:
+    files = [tmp_path / f"{threads}.safetensors" for threads in (1, 2, 4)]
+    for threads, file in zip((1, 2, 4), files, strict=True):
+        with threadpoolctl.threadpool_limits(threads):
+            assert command("calibrate", AUSTEN, *RUN, "--samples", 2, "--seed", 5, "-o", file) == 0
+    assert len({file.read_bytes() for file in files}) == 1
 
 
 def test_on_the_austen_model_data_pay(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pumice as pm
-from pumice.compensation import factorize
+from pumice.compensation import Sweep, factorize
 from pumice.quantization import CLIPS, METHODS, Task, quantize_matrix
 from pumice.values.base import codec_of
 from tests.layers import KINDS, correlated, degenerate, moments_of, output_error
@@ -75,6 +75,19 @@ def test_beyond_a_block_of_columns_it_is_still_what_the_normal_equations_say() -
     x, w = correlated(500, 144, seed=4), np.random.default_rng(5).standard_normal((2, 144)).astype(np.float32)
     found = pm.quantize(w, "int4-g64", method="gptq", stats=moments_of(x), act_order=False).to_dense()
     np.testing.assert_allclose(found, by_definition(w, damped(x), "int4-g64", 64, True), rtol=1e-3, atol=1e-5)
+
+
+def test_wherever_a_sweep_stands_it_knows_where_free_columns_are_best() -> None:
+    cols, x = 700, correlated(900, 700, seed=7)
+    w = np.random.default_rng(8).standard_normal((3, cols)).astype(np.float32)
+    sweep, stops = Sweep(w, factorize(moments_of(x).mean())), (40, 128, 200, 500, 512, 530, cols)
+    keep = np.random.default_rng(9).random(w.shape) < 0.5
+    for start, stop in zip((0, *stops), stops, strict=False):
+        sweep.fix(stop, keep[:, start:stop])
+        if stop < cols:
+            fixed = sweep.result()[:, :stop]
+            best = best_free(w.astype(np.float64), fixed.astype(np.float64), damped(x))
+            np.testing.assert_allclose(sweep.current(min(stop + 300, cols)), best[:, :300], atol=2e-4)
 
 
 def test_act_order_is_gptq_of_permuted_columns_and_the_default() -> None:
@@ -246,6 +259,23 @@ def test_a_damping_that_is_too_small_is_raised_and_logged(caplog: pytest.LogCapt
     assert "damping raised to 1e-06" in caplog.text
 
 
+def test_what_it_takes_not_to_fail_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pumice")
+    x = X.copy()
+    x[:, [3, 50]] = 0
+    pm.quantize(W, "int4", method="gptq", stats=moments_of(x))
+    assert "2 of 96 inputs are always 0" in caplog.text
+    pm.quantize(W[:, :40], "int4", method="gptq", stats=moments_of(np.ones((3, 40))), damping=1e-6)
+    assert "ill-conditioned: factorized in float64" in caplog.text
+    w = W.copy()
+    w[7] *= np.float32(5e37)
+    loud = X * np.logspace(5, -5, 96, dtype=np.float32)
+    rounded = pm.quantize(w, "int4", method="gptq", stats=moments_of(loud), damping=0)
+    assert np.isfinite(rounded.to_dense()).all()
+    assert rounded.outcome.rounded == 1
+    assert "1 of 24 rows overflowed" in caplog.text
+
+
 def test_dead_inputs_are_counted_and_their_weights_rounded_to_nearest() -> None:
     x = X.copy()
     x[:, [3, 50]] = 0
@@ -278,7 +308,7 @@ def test_an_empty_weight_stays_one() -> None:
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
-    x, w = correlated(700, 400), np.random.default_rng(6).standard_normal((700, 400)).astype(np.float32)
+    x, w = correlated(700, 1100), np.random.default_rng(6).standard_normal((300, 1100)).astype(np.float32)
     found = []
     for threads in (1, 2):
         with threadpoolctl.threadpool_limits(threads):

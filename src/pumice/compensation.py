@@ -22,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice._core import native
-from pumice.values.base import F32
+from pumice.values.base import F32, Arrays
 
 if TYPE_CHECKING:
     import logging
 
-BLOCK = (
-    128  # columns after which errors reach the columns beyond; BLAS does not split sums of so few terms over threads
-)
+BLOCK = 128  # columns after which errors reach those of the same `REACH`
+REACH = 512  # columns after which errors reach all others; BLAS does not split sums of so few terms over threads
 PANEL_ROWS, PANEL_COLS = 512, 512
 DAMPING = 0.01  # of the mean of the diagonal, as in the papers
 # Of its diagonal entry, and of the mean of the diagonal: a pivot below that is noise. float32 that fails gives way to
@@ -108,6 +107,8 @@ def factorize(moments: F32, damping: float = DAMPING, order: NDArray[np.intp] | 
         if dtype == np.float64:
             damping = max(damping * RAISED, FIRST_RAISED)
             _log().warning("second moments are singular: damping raised to %g of the mean of the diagonal", damping)
+        else:
+            _log().info("second moments are ill-conditioned: factorized in float64")
         dtype = np.dtype(np.float64)
     if dead.any():
         _log().info("%d of %d inputs are always 0", np.count_nonzero(dead), len(dead))
@@ -139,12 +140,11 @@ def _damped(
 def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
     """The upper triangle of a as that of S, and D; None where a pivot is not sound. Below the diagonal a is rubbish.
 
-    Blocks from the last to the first, themselves in float64, with products of `BLOCK` terms only: LAPACK's bits depend
-    on threads.
+    Blocks from the last to the first, themselves in float64, with products of at most `REACH` terms: LAPACK's bits
+    depend on threads.
     """
     n = len(a)
     pivots, least = np.empty(n), np.maximum(PIVOTS[a.dtype.name] * a.diagonal(), LEAST)
-    product = np.empty(n * min(n, PANEL_COLS), a.dtype)
     for first in range((n - 1) // BLOCK * BLOCK, -1, -BLOCK):
         stop = min(first + BLOCK, n)
         block = a[first:stop, first:stop].astype(np.float64)
@@ -157,32 +157,50 @@ def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
             block[:k, :k] -= column[:, None] * block[:k, k]
             block[:k, k] = column
         a[first:stop, first:stop] = block
-        scaled = a[:first, first:stop] @ _unit_inverse(block).T.astype(a.dtype)
-        upper = scaled / pivots[first:stop].astype(a.dtype)
-        a[:first, first:stop] = upper
-        for left in range(0, first, PANEL_COLS):
-            right = min(left + PANEL_COLS, first)
-            out = product[: right * (right - left)].reshape(right, right - left)
-            np.matmul(scaled[:right], upper[left:right].T, out=out)
-            a[:right, left:right] -= out
+        solve = (_unit_inverse(block) / pivots[first:stop, None]).T
+        a[:first, first:stop] = a[:first, first:stop] @ solve.astype(a.dtype)
+        wide = first // REACH * REACH
+        if first > wide:
+            _take_off(a, pivots, slice(first, stop), slice(wide, first))
+        else:
+            _take_off(a, pivots, slice(wide, min(wide + REACH, n)), slice(0, wide))
     return pivots
 
 
+def _take_off(a: NDArray[Any], pivots: F64, done: slice, left: slice) -> None:
+    """Columns of a that are those of S by now, off columns to their left."""
+    scale = pivots[done].astype(a.dtype)
+    for start in range(left.start, left.stop, PANEL_COLS):
+        stop = min(start + PANEL_COLS, left.stop)
+        a[:stop, start:stop] -= (a[:stop, done] * scale) @ a[start:stop, done].T
+
+
 def _unit_inverse(upper: F64) -> F64:
-    """The inverse of a unit upper triangular matrix, whatever lies on and below its diagonal."""
-    n = len(upper)
-    inverse = np.eye(n)
-    if n <= 8:
-        for k in range(1, n):
-            inverse[:k, k] = -(inverse[:k, :k] * upper[:k, k]).sum(axis=1)
-        return inverse
-    half = n // 2
-    inverse[:half, :half], inverse[half:, half:] = (
-        _unit_inverse(upper[:half, :half]),
-        _unit_inverse(upper[half:, half:]),
-    )
-    inverse[:half, half:] = -(inverse[:half, :half] @ upper[:half, half:]) @ inverse[half:, half:]
-    return inverse
+    """The inverse of a unit upper triangular matrix, whatever lies on and below its diagonal.
+
+    That of blocks on the diagonal, then of blocks twice as large until one is left.
+    """
+    n, size = len(upper), 8
+    padded = np.zeros((max(8, 1 << (n - 1).bit_length()),) * 2)
+    padded[:n, :n] = upper
+    blocks = _diagonal_blocks(padded, size)
+    inverse = np.tile(np.eye(size), (len(blocks), 1, 1))
+    for k in range(1, size):
+        inverse[:, :k, k] = -(inverse[:, :k, :k] * blocks[:, None, :k, k]).sum(axis=2)
+    while len(inverse) > 1:
+        whole, halves = _diagonal_blocks(padded, 2 * size), inverse
+        inverse = np.zeros_like(whole)
+        inverse[:, :size, :size], inverse[:, size:, size:] = halves[::2], halves[1::2]
+        inverse[:, :size, size:] = -(halves[::2] @ whole[:, :size, size:] @ halves[1::2])
+        size *= 2
+    return inverse[0, :n, :n]
+
+
+def _diagonal_blocks(a: F64, size: int) -> F64:
+    """(n / size, size, size)"""
+    count = np.arange(len(a) // size)
+    blocks: F64 = a.reshape(len(count), size, len(count), size)[count, :, count]
+    return blocks
 
 
 class Sweep:
@@ -214,14 +232,21 @@ class Sweep:
     def current(self, stop: int) -> F32:
         """(rows, stop - at): the next columns, all still free, where they make up best for the errors so far.
 
-        That is w + e_fixed S_fixed,next S_next,next^-1. Beyond the block of `at`, errors of this block are not in it.
+        That is w + e_fixed S_fixed,next S_next,next^-1.
         """
-        part = slice(self.at, stop)
-        if self.at == 0:
+        at, part = self.at, slice(self.at, stop)
+        if at == 0:
             return self._w[:, part]
         inverse = _unit_inverse(self._factor.upper[part, part].astype(np.float64)).astype(np.float32)
+        drift = self._drift[:, part].copy()
         with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found by their loss
-            current: F32 = self._w[:, part] + self._drift[:, part] @ inverse
+            for width, last in ((BLOCK, at // REACH * REACH + REACH), (REACH, stop)):
+                first = at // width * width  # errors since then have not reached columns from first + width on
+                beyond = slice(first + width, min(last, stop))
+                if first < at and beyond.start < beyond.stop:
+                    errors = self._w[:, first:at] - self._drift[:, first:at]
+                    drift[:, beyond.start - at : beyond.stop - at] += errors @ self._factor.upper[first:at, beyond]
+            current: F32 = self._w[:, part] + drift @ inverse
         return current
 
     def fix(
@@ -258,18 +283,23 @@ class Sweep:
             )  # fmt: skip
             self.at = end
             if end == first + width < self.cols:
-                self._propagate(errors, slice(first, end))
+                wide = first // REACH * REACH
+                near = min(wide + REACH, self.cols)
+                if end < near:
+                    self._propagate(slice(first, end), slice(end, near))
+                else:
+                    self._propagate(slice(wide, end), slice(end, self.cols))
 
-    def _propagate(self, errors: F32, block: slice) -> None:
-        """Errors of a block to all columns beyond it."""
-        upper = self._factor.upper[block, block.stop :]
+    def _propagate(self, fixed: slice, free: slice) -> None:
+        """Errors of fixed columns to free ones."""
+        upper = self._factor.upper[fixed, free]
         product = np.empty(PANEL_ROWS * upper.shape[1], np.float32)
-        for top in range(0, len(errors), PANEL_ROWS):
-            some = errors[top : top + PANEL_ROWS]
-            out = product[: len(some) * upper.shape[1]].reshape(len(some), upper.shape[1])
+        for top in range(0, len(self._w), PANEL_ROWS):
+            w, drift = self._w[top : top + PANEL_ROWS], self._drift[top : top + PANEL_ROWS]
+            out = product[: len(w) * upper.shape[1]].reshape(len(w), upper.shape[1])
             with np.errstate(over="ignore", invalid="ignore"):  # as in `current`
-                np.matmul(some, upper, out=out)
-                self._drift[top : top + PANEL_ROWS, block.stop :] += out
+                np.matmul(w[:, fixed] - drift[:, fixed], upper, out=out)
+                drift[:, free] += out
 
     def result(self) -> F32:
         """(rows, cols): the fixed weights, in their own order. The sweep is over."""
@@ -281,3 +311,31 @@ class Sweep:
     def loss(self) -> F64:
         """(rows,): e H e^T of each row with the damped H, the mean squared error of its output."""
         return self._loss * self._factor.scale
+
+
+def settled(
+    sweep: Sweep, w: F32, keep: NDArray[np.bool_] | None, grid: Arrays | None, static: Arrays | None
+) -> tuple[F32, float | None, int]:
+    """What a sweep that is over has found, without the rows whose numbers overflowed.
+
+    Those become `w` again, 0 where `keep` is False, to be rounded to nearest: their rows of `grid` become those of
+    `static`, in place.
+
+    Returns
+    -------
+    weights : float32 (rows, cols)
+    loss : float or None
+        The mean over the other rows, if there are any.
+    rounded : int
+        How many rows overflowed.
+    """
+    found, loss = sweep.result(), sweep.loss()
+    bad = ~(np.isfinite(loss) & np.isfinite(found).all(axis=1))
+    rounded = int(np.count_nonzero(bad))
+    if rounded:
+        found[bad] = w[bad] if keep is None else np.where(keep[bad], w[bad], np.float32(0))
+        if grid is not None and static is not None:
+            for name, array in static.items():
+                grid[name][bad] = array[bad]
+        log.warning("%d of %d rows overflowed: nothing makes up for what they lack", rounded, len(bad))
+    return found, float(loss[~bad].mean()) if rounded < len(bad) else None, rounded

@@ -30,8 +30,9 @@ class Moments:
 
     Sums of `CHUNK_ROWS` rows are made in float32 by BLAS and added up in float64, so that memory does not grow with the
     data and, with u = 2^-24, ``|mean - exact| <= (gamma(CHUNK_ROWS) + u) * mean of |x|^T |x|`` however much of it there
-    is. Merging in another order differs by no more than that. The bits do not depend on the number of threads, as
-    long as BLAS splits no sum of `CHUNK_ROWS` terms, which NumPy's OpenBLAS does not.
+    is. Merging in another order differs by no more than that. The bits do not depend on the number of threads where
+    those of BLAS do not: NumPy's OpenBLAS splits no sum of `CHUNK_ROWS` terms, but its kernels for AVX2 (not those for
+    AVX-512) round differently where threads cut the rows.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pumice.compensation import BLOCK, DAMPING, Sweep, factorize
+from pumice.compensation import BLOCK, DAMPING, Sweep, factorize, settled
 from pumice.pruning.base import Solved, register_solver
 from pumice.pruning.patterns import block_energies, keep_n_of_m, spread
 from pumice.pruning.selection import Mask, Rule, keep_highest, removed
@@ -51,14 +51,7 @@ def sparsegpt(w: F32, rule: Rule, task: Task | None, *, moments: Moments, dampin
     else:
         swept = _sweep(w, rule, Sweep(w, factor), task, {name: array.copy() for name, array in static.items()})
     sweep, mask, grid = swept
-    fixed = sweep.result()
-    bad = ~(np.isfinite(sweep.loss()) & np.isfinite(fixed).all(axis=1))
-    fixed[bad] = np.where(mask[bad], w[bad], np.float32(0))
-    if grid is not None and static is not None:
-        for name, array in static.items():
-            grid[name][bad] = array[bad]
-    loss = float(sweep.loss()[~bad].mean()) if not bad.all() else None
-    rounded = int(np.count_nonzero(bad))
+    fixed, loss, rounded = settled(sweep, w, mask, grid, static)
     return Solved(fixed, mask, grid, Outcome("sparsegpt", loss, factor.damping, factor.attempts, factor.dead, rounded))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice._core import native
-from pumice.compensation import DAMPING, Factor, Sweep, factorize
+from pumice.compensation import DAMPING, Factor, Sweep, factorize, settled
 from pumice.options import check_choice
 from pumice.quantization.base import Outcome, Solution, Task, register
 from pumice.quantization.clipping import CLIPS
@@ -62,10 +62,8 @@ def gptq(
     factor = factorize(moments.mean(), damping, order)
     static = CLIPS[clip](task)
     sweep, grid = _swept(task, factor, order, static, grouped and not static_groups)
-    w, rounded = _rescued(task, sweep, grid, static)
-    loss = float(sweep.loss()[~rounded].mean()) if not rounded.all() else None
-    count = int(np.count_nonzero(rounded))
-    return w, grid, Outcome("gptq", loss, factor.damping, factor.attempts, factor.dead, count)
+    w, loss, rounded = settled(sweep, task.w, task.keep, grid, static)
+    return w, grid, Outcome("gptq", loss, factor.damping, factor.attempts, factor.dead, rounded)
 
 
 def activation_order(moments: Moments) -> Order:
@@ -101,14 +99,3 @@ def move_grid(task: Task, grid: Arrays, g: int, current: F32, keep: NDArray[np.b
         current[~keep] = 0
     for name, array in task.codec.grid(*native.group_range(current, current.shape[1]), task.scheme, dtype).items():
         grid[name][:, g] = array[:, 0]
-
-
-def _rescued(task: Task, sweep: Sweep, grid: Arrays, static: Arrays) -> tuple[F32, NDArray[np.bool_]]:
-    """The fixed weights; rows whose numbers overflowed as they were, to be rounded to nearest on their static grid."""
-    w = sweep.result()
-    bad = ~(np.isfinite(sweep.loss()) & np.isfinite(w).all(axis=1))
-    if bad.any():
-        w[bad] = task.w[bad]
-        for name, array in static.items():
-            grid[name][bad] = array[bad]
-    return w, bad
