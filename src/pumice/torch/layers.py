@@ -26,8 +26,14 @@ class Trained(nn.Module):
 def weighty(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name of the weight, layer) for each place of such a layer; a layer in two places comes twice."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LAYERS):
+        if isinstance(module, LAYERS) or in_axis(module) == 0:
             yield f"{name}.weight" if name else "weight", module
+
+
+def in_axis(layer: nn.Module) -> int:
+    """Axis of the inputs: 1, as checkpoints of torch have it, but 0 for the Conv1D of transformers (GPT-2)."""
+    kind = type(layer)
+    return 0 if (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") else 1
 
 
 def parameter(layer: Any) -> Tensor:
@@ -63,18 +69,20 @@ def matching(model: nn.Module, match: str | Sequence[str] | None) -> dict[str, A
     return {name: m for name, m in layers.items() if any(re.search(pattern, name) for pattern in patterns)}
 
 
-def info(name: str, weight: Tensor) -> TensorInfo:
-    """Shape, dtype and bytes; raises for a weight that is not on the CPU or no real number."""
+def info(name: str, weight: Tensor, axis: int = 1) -> TensorInfo:
+    """Shape (outputs, inputs ...), dtype and bytes; raises for a weight that is not on the CPU or no real number."""
     if weight.device.type != "cpu":
         raise ValueError(f"{name}: expected a weight on the CPU, got one on {weight.device}")
     if weight.dtype not in FLOATS:
         raise TypeError(f"{name}: expected one of {', '.join(map(str, FLOATS))}, got {weight.dtype}")
-    return TensorInfo(tuple(weight.shape), FLOATS[weight.dtype], weight.numel() * weight.element_size())
+    shape = tuple(weight.shape) if axis else tuple(weight.shape)[::-1]
+    return TensorInfo(shape, FLOATS[weight.dtype], weight.numel() * weight.element_size())
 
 
-def dense(weight: Tensor) -> np.ndarray[Any, Any]:
-    """float32; a view of a weight that is."""
-    return weight.detach().to(torch.float32).numpy()
+def dense(weight: Tensor, axis: int = 1) -> np.ndarray[Any, Any]:
+    """float32, (outputs, inputs ...) if its inputs are along `axis`; a view of a weight that is."""
+    array: np.ndarray[Any, Any] = weight.detach().to(torch.float32).numpy()
+    return array if axis else np.ascontiguousarray(array.T)
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:
