@@ -100,7 +100,8 @@ def compress(
     for name, layer, variable in _others(model, {id(layer) for layer in layers.values()}):
         names[name] = name
         about = TensorInfo(tuple(variable.shape), "F32", 4 * math.prod(variable.shape))
-        weights[name] = ModelWeight(about, partial(_matrix, layer), id(variable), f"of a {type(layer).__name__}")
+        why = f"of a {type(layer).__name__}"
+        weights[name] = ModelWeight(about, partial(ops.convert_to_numpy, variable), id(variable), why)
     known = {_weight_name(kernel): moments for kernel, moments in (stats or {}).items()}
     arrays, reports = compact_weights(weights, asked, known, seed)
     made = {id(layers[name]): array for name, array in arrays.items()}  # names repeat in models within models

@@ -159,7 +159,8 @@ class Distiller(keras.Model):  # type: ignore[misc]
             raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}")
         for name, model in (("student", student), ("teacher", teacher)):
             if _ends_in_softmax(model):
-                raise ValueError(f"{name}: expected a model that gives logits, got {model.name!r}, which ends in a softmax")
+                rule = "a model that gives logits"
+                raise ValueError(f"{name}: expected {rule}, got {model.name!r}, which ends in a softmax")
         self.student, self.teacher, self.temperature, self.alpha = student, teacher, temperature, alpha
         teacher.trainable = False
 

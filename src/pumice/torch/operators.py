@@ -23,7 +23,7 @@ _numbers = itertools.count()
 
 
 class Slot:
-    """Where the layers that share a weight find it: loading puts another array there, and graphs go on with its number."""
+    """Where the layers that share a weight find it: loading puts another array there, and graphs keep the number."""
 
     def __init__(self, array: CompactArray) -> None:
         self.array = array
