@@ -16,7 +16,7 @@ from pumice.recipe import Recipe
 from pumice.report import Report
 from pumice.scheme import Scheme
 from pumice.statistics import Moments
-from pumice.torch.layers import FLOATS, LAYERS, dense, in_axis, info, parameter, weighty
+from pumice.torch.layers import FLOATS, dense, in_axis, info, kind_of, parameter, weighty
 from pumice.torch.modules import CompactConv, CompactEmbedding, CompactLinear, CompactModule
 
 PARAMETRIZED = "parametrizations."  # in the name of what a layer's weight is computed from
@@ -125,8 +125,9 @@ def _unsupported(layer: nn.Module) -> str:
         return f"a convolution in {layer.groups} groups"
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return "an embedding with max_norm"
-    kind = next((kind for kind in LAYERS if isinstance(layer, kind)), type(layer))
-    own = any(getattr(type(layer), f, None) is not getattr(kind, f, None) for f in ("forward", "_conv_forward"))
+    own = any(
+        getattr(type(layer), f, None) is not getattr(kind_of(layer), f, None) for f in ("forward", "_conv_forward")
+    )
     return f"a {type(layer).__name__}, whose forward is its own" if own or "forward" in vars(layer) else ""
 
 

@@ -16,6 +16,7 @@ from pumice.errors import near
 from pumice.recipe import EMBEDDING
 
 LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
+CONV1D = ("transformers.pytorch_utils", "Conv1D")
 FLOATS = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -23,17 +24,24 @@ class Trained(nn.Module):
     """A parametrization behind which the parameter is the weight itself: what is stored is encoded from it."""
 
 
-def weighty(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name of the weight, layer) for each place of such a layer; a layer in two places comes twice."""
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LAYERS) or in_axis(module) == 0:
-            yield f"{name}.weight" if name else "weight", module
+def kind_of(layer: nn.Module) -> type | None:
+    """Which layer with a weight this is: one of `LAYERS`, or the Conv1D of transformers (GPT-2); None for others."""
+    for base in type(layer).__mro__:
+        if base in LAYERS or (base.__module__, base.__name__) == CONV1D:
+            return base
+    return None
 
 
 def in_axis(layer: nn.Module) -> int:
-    """Axis of the inputs: 1, as checkpoints of torch have it, but 0 for the Conv1D of transformers (GPT-2)."""
-    kind = type(layer)
-    return 0 if (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") else 1
+    """Axis of the inputs in the weight: 1, as checkpoints of torch have it, but 0 for the Conv1D of transformers."""
+    return 1 if isinstance(layer, LAYERS) else 0
+
+
+def weighty(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name of the weight, layer) for each place of such a layer; a layer in two places comes twice."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if kind_of(module) is not None:
+            yield f"{name}.weight" if name else "weight", module
 
 
 def parameter(layer: Any) -> Tensor:
