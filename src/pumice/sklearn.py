@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 try:
     from sklearn.base import BaseEstimator
     from sklearn.linear_model._base import LinearClassifierMixin, LinearModel
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestNeighbors
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.utils.validation import check_array, check_is_fitted
 except ImportError as error:
@@ -28,6 +28,8 @@ from pumice.ops import compress as compress_array
 from pumice.ops import linear
 
 METRICS = ("cosine", "euclidean", "dot")
+NEIGHBORS = "_fit_method"  # of fitted neighbours: how they are found
+COMPACT = "compact"
 
 
 def compress(estimator: Any, scheme: str) -> Any:
@@ -35,8 +37,8 @@ def compress(estimator: Any, scheme: str) -> Any:
 
     It has the type of the original and predicts as that does: pipelines, meta-estimators and pickles go on working.
     Linear models keep `coef_` (outputs, features) compact, multi-layer perceptrons each of `coefs_`; vectors (the
-    `coef_` of one output) stay. Brute-force neighbours become an `EmbeddingSearch`. Training on (`partial_fit`) is not
-    for compact weights; `fit` makes new ones.
+    `coef_` of one output) stay. Brute-force `NearestNeighbors` become an `EmbeddingSearch`; classifiers and regressors
+    by neighbours keep one. Training on (`partial_fit`) is not for compact weights; `fit` makes new ones.
 
     Parameters
     ----------
@@ -64,10 +66,11 @@ def compress(estimator: Any, scheme: str) -> Any:
     >>> small.coef_
     <DenseArray int8 (8, 64) 560 bytes, 8.75 bits per weight>
     """
-    if isinstance(estimator, NearestNeighbors):
-        return EmbeddingSearch.of(estimator, scheme)
     replaced: dict[int, Any] = {}  # deepcopy takes these instead of a copy of the object with the id
     for owner, attribute in _weights(estimator):
+        if attribute == NEIGHBORS:
+            replaced[id(owner)] = _compact_neighbors(owner, scheme)
+            continue
         value = getattr(owner, attribute)
         if attribute == "coefs_":
             replaced[id(value)] = [compress_array(w, scheme, in_axis=0) for w in value]
@@ -91,7 +94,7 @@ def _weights(value: Any, seen: set[int] | None = None) -> Iterator[tuple[Any, st
         for member in value:
             yield from _weights(member, seen)
         return
-    if not isinstance(value, BaseEstimator):
+    if not isinstance(value, BaseEstimator) and not type(value).__module__.startswith("sklearn.calibration"):
         return
     if isinstance(value, LinearModel | LinearClassifierMixin):
         coef = vars(value).get("coef_")
@@ -99,7 +102,38 @@ def _weights(value: Any, seen: set[int] | None = None) -> Iterator[tuple[Any, st
             yield value, "coef_"
     elif isinstance(value, MLPClassifier | MLPRegressor) and "coefs_" in vars(value):
         yield value, "coefs_"
+    elif isinstance(value, NearestNeighbors | KNeighborsClassifier | KNeighborsRegressor) and NEIGHBORS in vars(value):
+        yield value, NEIGHBORS
     yield from _weights(list(vars(value).values()), seen)
+
+
+def _compact_neighbors(neighbors: Any, scheme: str) -> Any:
+    """What stands for fitted neighbours."""
+    search = EmbeddingSearch.of(neighbors, scheme)
+    if isinstance(neighbors, NearestNeighbors):
+        return search
+    compact = copy.copy(neighbors)
+    compact.__class__ = CompactClassifier if isinstance(neighbors, KNeighborsClassifier) else CompactRegressor
+    compact._fit_method, compact.search_ = COMPACT, search
+    return copy.deepcopy(compact, {id(search): search, id(neighbors._fit_X): search.exact_})
+
+
+class _ByCompactNeighbors:
+    """Asks a search for the neighbours, until it is fitted again."""
+
+    def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
+        me: Any = self
+        if me._fit_method != COMPACT:
+            return super().kneighbors(X, n_neighbors, return_distance)  # type: ignore[misc]
+        return me.search_.kneighbors(X, me.n_neighbors if n_neighbors is None else n_neighbors, return_distance)
+
+
+class CompactClassifier(_ByCompactNeighbors, KNeighborsClassifier):  # type: ignore[misc]
+    """A `KNeighborsClassifier` whose neighbours are found in compact embeddings; `compress` makes it."""
+
+
+class CompactRegressor(_ByCompactNeighbors, KNeighborsRegressor):  # type: ignore[misc]
+    """A `KNeighborsRegressor` whose neighbours are found in compact embeddings; `compress` makes it."""
 
 
 class EmbeddingSearch(BaseEstimator):  # type: ignore[misc]
@@ -155,16 +189,19 @@ class EmbeddingSearch(BaseEstimator):  # type: ignore[misc]
         self.exact_ = vectors if self.rerank else None
         return self
 
-    def kneighbors(self, X: Any, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
+    def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
         """The nearest vectors to each query: distances and indices (queries, n_neighbors), nearest first.
 
         Parameters
         ----------
-        X : (queries, features)
+        X : (queries, features), optional
+            By default the vectors themselves, none of which is a neighbour of its own.
         n_neighbors : int, optional
         return_distance : bool
         """
         check_is_fitted(self)
+        if X is None:
+            return self._kneighbors_of_itself(self.n_neighbors if n_neighbors is None else n_neighbors, return_distance)
         queries = check_array(X, dtype=(np.float64, np.float32), copy=False)
         if queries.shape[1] != self.n_features_in_:
             raise ValueError(f"X: expected {self.n_features_in_} features, got {queries.shape[1]}")
@@ -182,6 +219,17 @@ class EmbeddingSearch(BaseEstimator):  # type: ignore[misc]
         distances = _distances(queries, vectors, self.metric)
         order = np.lexsort((found, distances))[:, :count]  # of equal ones the lower index
         distances, found = np.take_along_axis(distances, order, 1), np.take_along_axis(found, order, 1)
+        return (distances, found) if return_distance else found
+
+    def _kneighbors_of_itself(self, count: int, return_distance: bool) -> Any:
+        if not 1 <= count < self.n_samples_fit_:
+            raise ValueError(f"n_neighbors: expected 1 to {self.n_samples_fit_ - 1} (other samples), got {count}")
+        vectors = self.embeddings_.to_dense() if self.exact_ is None else self.exact_
+        distances, found = self.kneighbors(vectors, count + 1)
+        others = found != np.arange(self.n_samples_fit_)[:, None]
+        others[others.all(axis=1), -1] = False  # of more equal vectors than were asked for
+        shape = (self.n_samples_fit_, count)
+        distances, found = distances[others].reshape(shape), found[others].reshape(shape)
         return (distances, found) if return_distance else found
 
 

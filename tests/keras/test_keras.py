@@ -158,6 +158,37 @@ def test_a_student_learns_from_its_teacher() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_teachers_opinion_needs_no_labels() -> None:
+    teacher = network()
+    keras.utils.set_random_seed(1)
+    student = keras.Sequential([layers.Input((32,)), layers.Dense(2)])
+    distiller = Distiller(student, teacher, alpha=0.0)
+    distiller.compile(keras.optimizers.Adam(0.02))
+    history = distiller.fit(X, epochs=12, batch_size=32, verbose=0).history["loss"]
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_layers_that_stay_are_in_the_report() -> None:
+    model = keras.Sequential(
+        [
+            layers.Input((7, 8)),
+            layers.Dense(16),
+            layers.Bidirectional(layers.LSTM(4)),
+            layers.Reshape((8, 1)),
+            layers.Conv1D(4, 3, groups=1),
+            layers.Conv1DTranspose(2, 3),
+        ]
+    )
+    compact, report = compress(model, "int8")
+    stay = {t.name: t.why for t in report.tensors if t.scheme == "F32"}
+    assert set(stay.values()) == {"of a Bidirectional", "of a Conv1DTranspose"}
+    assert len(stay) == 5  # kernel and recurrent kernel, each way
+    matrices = [w for w in model.get_weights() if w.ndim > 1]
+    assert report.nbytes_before == sum(w.nbytes for w in matrices)
+    x = RNG.standard_normal((3, 7, 8)).astype(np.float32)
+    np.testing.assert_allclose(compact.predict(x, verbose=0), model.predict(x, verbose=0), atol=0.05)
+
+
 def test_weight_lists_take_an_explicit_axis() -> None:
     model = network()
     small = pm.compress(model.get_weights(), "int8", in_axis=0)
@@ -173,6 +204,13 @@ def test_what_does_not_fit_is_refused() -> None:
         compress(keras.Sequential([layers.Dense(3)]), "int8")
     with pytest.raises(ValueError, match="scheme: expected a scheme, a recipe or tensors, got none"):
         compress(model)
+    with pytest.raises(ValueError, match="model: expected Dense, Embedding or Conv layers, got 'bare' without"):
+        compress(keras.Sequential([layers.Input((3,)), layers.ReLU()], name="bare"), "int8")
+    for last in (layers.Dense(2, activation="softmax"), layers.Softmax()):
+        ended = keras.Sequential([layers.Input((2,)), last], name="ended")
+        for pair, name in (((model, ended), "teacher"), ((ended, model), "student")):
+            with pytest.raises(ValueError, match=f"{name}: expected a model that gives logits, got 'ended', which"):
+                Distiller(*pair)
     with pytest.raises(ValueError, match=r"sparsity: expected a number in \[0, 1\), got 2"):
         PruneCallback(2)
     with pytest.raises(ValueError, match="stop: expected 0 <= start <= stop"):
@@ -221,11 +259,12 @@ def nested() -> keras.Model:
 def test_layers_of_one_name_in_nested_models_keep_their_own_kernels() -> None:
     model = nested()
     compact, report = compress(model, "float32", activations="float32")
-    assert [t.name for t in report.tensors] == ["first/dense/kernel", "second/dense/kernel", "dense/kernel"]
+    assert [t.name for t in report.tensors[:3]] == ["first/dense/kernel", "second/dense/kernel", "dense/kernel"]
+    assert [t.why for t in report.tensors[3:]] == ["of a TimeDistributed"]
     np.testing.assert_allclose(compact.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-4, atol=1e-2)
     assert isinstance(compact.get_layer("second").get_layer("dense"), CompactDense)
     compact, report = compress(model, "int8", tensors={"^second/": "int4-g32"})
-    assert [t.scheme for t in report.tensors] == ["int8", "int4-g32", "int8"]
+    assert [t.scheme for t in report.tensors] == ["int8", "int4-g32", "int8", "F32"]
 
 
 def test_moments_are_those_of_what_kernels_meet() -> None:

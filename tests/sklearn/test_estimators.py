@@ -8,11 +8,12 @@ import pickle
 
 import numpy as np
 import pytest
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
 from sklearn.model_selection import cross_val_score
 from sklearn.multioutput import MultiOutputRegressor
-from sklearn.neighbors import KDTree, NearestNeighbors
+from sklearn.neighbors import KDTree, KNeighborsClassifier, KNeighborsRegressor, NearestNeighbors
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -96,6 +97,51 @@ def test_re_ranked_neighbours_are_those_of_scikit_learn(metric: str) -> None:
     coarse = compress(full, "int4-g32").kneighbors(X[:200], return_distance=False)
     recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(coarse, ids, strict=True)])
     assert recall > 0.95
+
+
+@pytest.mark.parametrize("weights", ["uniform", "distance"])
+@pytest.mark.parametrize(("kind", "y"), [(KNeighborsClassifier, LABELS), (KNeighborsRegressor, TARGETS)])
+def test_classifiers_and_regressors_by_neighbours_predict_as_before(kind: type, y: np.ndarray, weights: str) -> None:
+    full = make_pipeline(StandardScaler(), kind(3, algorithm="brute", weights=weights)).fit(X, y)
+    compact = compress(full, "int8")
+    assert isinstance(compact[-1], kind)
+    assert compact[-1].search_.embeddings_.scheme == "int8"
+    assert np.isclose(compact.predict(X[:300]), full.predict(X[:300]), atol=1e-3).mean() > 0.99
+    again = pickle.loads(pickle.dumps(compact))
+    np.testing.assert_array_equal(again.predict(X[:50]), compact.predict(X[:50]))
+    if y is LABELS:
+        np.testing.assert_allclose(compact.predict_proba(X[:300]), full.predict_proba(X[:300]), atol=0.35)  # a tie
+        assert cross_val_score(compact, X, y, cv=2).mean() > 0.9
+    few = compact.fit(X[:20], y[:20])[-1]  # fitted anew it is what it was
+    np.testing.assert_array_equal(few.kneighbors(few._fit_X, 1, return_distance=False)[:, 0], range(20))
+
+
+def test_neighbours_within_a_pipeline_become_a_search() -> None:
+    full = make_pipeline(StandardScaler(), NearestNeighbors(algorithm="brute")).fit(X)
+    compact = compress(full, "int8")
+    assert isinstance(compact[-1], EmbeddingSearch)
+    assert isinstance(full[-1], NearestNeighbors)
+
+
+@pytest.mark.parametrize("rerank", [0, 4])
+def test_vectors_are_no_neighbours_of_their_own(rerank: int) -> None:
+    vectors = np.concatenate([X[:200], X[:3], X[:3]])  # some three times
+    search = EmbeddingSearch("int8", 2, "euclidean", rerank=rerank).fit(vectors)
+    distances, found = search.kneighbors()
+    assert not (found == np.arange(206)[:, None]).any()
+    exact, _ = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(vectors).kneighbors()
+    np.testing.assert_allclose(distances, exact, atol=1e-3 if rerank else 0.5)
+    np.testing.assert_array_equal(search.kneighbors(return_distance=False), found)
+    with pytest.raises(ValueError, match=r"n_neighbors: expected 1 to 205 \(other samples\), got 206"):
+        search.kneighbors(n_neighbors=206)
+
+
+@pytest.mark.filterwarnings("ignore:.*converge")
+def test_calibrated_classifiers_hold_compact_models() -> None:
+    full = CalibratedClassifierCV(LogisticRegression(max_iter=50), cv=2).fit(X / 16, LABELS)
+    compact = compress(full, "int8")
+    assert not isinstance(compact.calibrated_classifiers_[0].estimator.coef_, np.ndarray)
+    assert np.mean(compact.predict(X / 16) == full.predict(X / 16)) > 0.99
 
 
 def test_without_re_ranking_distances_are_to_the_compact_vectors() -> None:

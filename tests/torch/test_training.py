@@ -309,6 +309,8 @@ def test_what_does_not_fit_is_refused() -> None:
         loss(torch.zeros(1, 2), torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
     with pytest.raises(ValueError, match=r"labels: expected shape \(1,\) as the student's rows, got \(2,\)"):
         loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match="labels: expected at least one that counts, got -100 alone"):
+        loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([-100]))
     for teacher in (torch.zeros(1, 2, device="meta"), torch.zeros(1, 2, dtype=torch.long)):
         with pytest.raises(ValueError, match="teacher: expected floating-point logits on cpu as the student, got"):
             loss(torch.zeros(1, 2), teacher, torch.zeros(1, dtype=torch.long))

@@ -20,8 +20,8 @@ from pumice.values.base import F32, StoredRows
 class ModelWeight:
     """A weight of a model.
 
-    `matrix` gives it as (outputs, inputs); weights of one `owner` are the same one, and share an array; `stays` says
-    why no layer could hold it compact, "" where one can.
+    `matrix` gives it as (outputs, inputs); weights of one `owner` are the same one: they share an array, or all stay;
+    `stays` says why no layer could hold it compact, "" where one can.
     """
 
     info: TensorInfo
@@ -38,15 +38,23 @@ def compact_weights(
     Raises what `convert` does of recipes, schemes, methods and numbers that are not finite.
     """
     treatments = recipe.plan({name: weight.info for name, weight in weights.items()})
+    staying = {
+        weight.owner: weight.stays or treatments[name].why
+        for name, weight in weights.items()
+        if weight.stays or treatments[name].scheme is None
+    }
     job = Job(Request(), load_profile(), stats or {}, seed, recipe.options)
     made: dict[Hashable, CompactArray] = {}
+    counted: set[Hashable] = set()  # of those that stay
     arrays: dict[str, CompactArray] = {}
     reports = []
     for name, weight in weights.items():
         choice, about = treatments[name], weight.info
-        if weight.stays or choice.scheme is None:
-            why = weight.stays or choice.why
-            reports.append(TensorReport(name, about.shape, about.dtype, about.nbytes, about.nbytes, why=why))
+        if weight.owner in staying:
+            why = weight.stays or (choice.why if choice.scheme is None else f"shared: {staying[weight.owner]}")
+            size = 0 if weight.owner in counted else about.nbytes
+            counted.add(weight.owner)
+            reports.append(TensorReport(name, about.shape, about.dtype, size, size, why=why))
             continue
         if weight.owner in made:
             arrays[name] = made[weight.owner]

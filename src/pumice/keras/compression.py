@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,8 @@ def compress(
     The copy predicts, saves as ``.keras`` and loads (import `pumice.keras` before). What happens to which kernel is
     decided by the rules of `pumice.convert`, in which the kernel of a layer is called ``dense_1.weight``, and of one in
     a model within the model ``encoder/dense_1.weight``. Embeddings become per-row int8 under integer schemes, as there.
+    Other layers (recurrent ones, attention, convolutions in groups, wrapped layers) stay as they are, and the report
+    says so.
 
     Parameters
     ----------
@@ -63,7 +66,8 @@ def compress(
     Raises
     ------
     ValueError
-        A model that is not built, or is neither Sequential nor functional; no moments where a method needs them.
+        A model that is not built, is neither Sequential nor functional, or has no such layer; no moments where a method
+        needs them.
     RecipeError, SchemeError, NonFiniteError
         As in `pumice.convert`.
 
@@ -91,6 +95,13 @@ def compress(
         weights[name] = ModelWeight(
             TensorInfo(matrix.shape, "F32", matrix.nbytes), partial(np.asarray, matrix), id(layer)
         )
+    if not weights:
+        raise ValueError(f"model: expected Dense, Embedding or Conv layers, got {model.name!r} without")
+    for name, layer, variable in _others(model, {id(layer) for layer in layers.values()}):
+        names[name] = name
+        about = TensorInfo(tuple(variable.shape), "F32", 4 * math.prod(variable.shape))
+        why = f"of a {type(layer).__name__}"
+        weights[name] = ModelWeight(about, partial(ops.convert_to_numpy, variable), id(variable), why)
     known = {_weight_name(kernel): moments for kernel, moments in (stats or {}).items()}
     arrays, reports = compact_weights(weights, asked, known, seed)
     made = {id(layers[name]): array for name, array in arrays.items()}  # names repeat in models within models
@@ -131,6 +142,17 @@ def kernels(model: Any, within: str = "") -> Iterator[tuple[str, tuple[Any, np.n
         if matrix is not None:
             kind = "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
             yield f"{within}{layer.name}/{kind}", (layer, matrix)
+
+
+def _others(model: Any, held: set[int], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, layer, variable) of each matrix that no layer here could hold: it stays, and the report says so."""
+    for layer in model.layers:
+        if _is_model(layer):
+            yield from _others(layer, held, f"{within}{layer.name}/")
+        elif id(layer) not in held:
+            for variable in getattr(layer, "weights", ()):  # operations have none
+                if len(variable.shape) >= 2:
+                    yield f"{within}{layer.name}/{variable.path.partition('/')[2] or variable.name}", layer, variable
 
 
 def _is_model(layer: Any) -> bool:

@@ -129,11 +129,24 @@ class Distiller(keras.Model):  # type: ignore[misc]
     Parameters
     ----------
     student, teacher : keras.Model
-        Give logits of equal shape. The teacher is not trained.
+        Give logits of equal shape; models that end in a softmax are refused. The teacher is not trained: its
+        `trainable` becomes False.
     temperature : float
         T, above 0.
     alpha : float
-        Share of the hard labels, from 0 to 1.
+        Share of the hard labels, from 0 to 1. At 0 neither labels nor a compiled loss are needed.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> keras.utils.set_random_seed(0)
+    >>> teacher, student = (keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(4)]) for _ in range(2))
+    >>> distiller = Distiller(student, teacher, alpha=0.0)
+    >>> distiller.compile(keras.optimizers.Adam(0.05))
+    >>> x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+    >>> losses = distiller.fit(x, epochs=60, verbose=0).history["loss"]
+    >>> losses[-1] < 0.05 * losses[0]
+    True
     """
 
     def __init__(
@@ -144,6 +157,10 @@ class Distiller(keras.Model):  # type: ignore[misc]
             raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}")
+        for name, model in (("student", student), ("teacher", teacher)):
+            if _ends_in_softmax(model):
+                rule = "a model that gives logits"
+                raise ValueError(f"{name}: expected {rule}, got {model.name!r}, which ends in a softmax")
         self.student, self.teacher, self.temperature, self.alpha = student, teacher, temperature, alpha
         teacher.trainable = False
 
@@ -153,7 +170,9 @@ class Distiller(keras.Model):  # type: ignore[misc]
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        hard = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        hard = 0.0
+        if self.alpha:
+            hard = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         z = ops.stop_gradient(self.teacher(x, training=False))
         if tuple(z.shape[1:]) != tuple(y_pred.shape[1:]):
             raise ValueError(f"teacher: expected logits {tuple(y_pred.shape)} as the student, got {tuple(z.shape)}")
@@ -161,3 +180,8 @@ class Distiller(keras.Model):  # type: ignore[misc]
         log_p, log_q = ops.log_softmax(z / t, axis=-1), ops.log_softmax(y_pred / t, axis=-1)
         soft = t * t * ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1))
         return self.alpha * hard + (1 - self.alpha) * soft
+
+
+def _ends_in_softmax(model: Any) -> bool:
+    last = model.layers[-1] if getattr(model, "layers", None) else None
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax

@@ -71,6 +71,8 @@ class DistillationLoss(nn.Module):
         if labels.shape != student.shape[:-1]:
             shape = tuple(student.shape[:-1])
             raise ValueError(f"labels: expected shape {shape} as the student's rows, got {tuple(labels.shape)}")
+        if not (labels != IGNORED).any():
+            raise ValueError(f"labels: expected at least one that counts, got {IGNORED} alone")
         hard = F.cross_entropy(student.flatten(0, -2), labels.flatten(), ignore_index=IGNORED) if self.alpha else 0.0
         soft = self._soft(student, teacher, labels != IGNORED) if self.alpha < 1 else 0.0
         return self.alpha * hard + (1 - self.alpha) * soft

@@ -16,6 +16,7 @@ from pumice.errors import near
 from pumice.recipe import EMBEDDING
 
 LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
+CONV1D = ("transformers.pytorch_utils", "Conv1D")
 FLOATS = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -23,10 +24,23 @@ class Trained(nn.Module):
     """A parametrization behind which the parameter is the weight itself: what is stored is encoded from it."""
 
 
+def kind_of(layer: nn.Module) -> type | None:
+    """Which layer with a weight this is: one of `LAYERS`, or the Conv1D of transformers (GPT-2); None for others."""
+    for base in type(layer).__mro__:
+        if base in LAYERS or (base.__module__, base.__name__) == CONV1D:
+            return base
+    return None
+
+
+def in_axis(layer: nn.Module) -> int:
+    """Axis of the inputs in the weight: 1, as checkpoints of torch have it, but 0 for the Conv1D of transformers."""
+    return 1 if isinstance(layer, LAYERS) else 0
+
+
 def weighty(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name of the weight, layer) for each place of such a layer; a layer in two places comes twice."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LAYERS):
+        if kind_of(module) is not None:
             yield f"{name}.weight" if name else "weight", module
 
 
@@ -63,18 +77,20 @@ def matching(model: nn.Module, match: str | Sequence[str] | None) -> dict[str, A
     return {name: m for name, m in layers.items() if any(re.search(pattern, name) for pattern in patterns)}
 
 
-def info(name: str, weight: Tensor) -> TensorInfo:
-    """Shape, dtype and bytes; raises for a weight that is not on the CPU or no real number."""
+def info(name: str, weight: Tensor, axis: int = 1) -> TensorInfo:
+    """Shape (outputs, inputs ...), dtype and bytes; raises for a weight that is not on the CPU or no real number."""
     if weight.device.type != "cpu":
         raise ValueError(f"{name}: expected a weight on the CPU, got one on {weight.device}")
     if weight.dtype not in FLOATS:
         raise TypeError(f"{name}: expected one of {', '.join(map(str, FLOATS))}, got {weight.dtype}")
-    return TensorInfo(tuple(weight.shape), FLOATS[weight.dtype], weight.numel() * weight.element_size())
+    shape = tuple(weight.shape) if axis else tuple(weight.shape)[::-1]
+    return TensorInfo(shape, FLOATS[weight.dtype], weight.numel() * weight.element_size())
 
 
-def dense(weight: Tensor) -> np.ndarray[Any, Any]:
-    """float32; a view of a weight that is."""
-    return weight.detach().to(torch.float32).numpy()
+def dense(weight: Tensor, axis: int = 1) -> np.ndarray[Any, Any]:
+    """float32, (outputs, inputs ...) if its inputs are along `axis`; a view of a weight that is."""
+    array: np.ndarray[Any, Any] = weight.detach().to(torch.float32).numpy()
+    return array if axis else np.ascontiguousarray(array.T)
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pumice.pruning import Masks, cubic_sparsity, prune
 from pumice.pruning.base import PRUNERS
 from pumice.statistics import CalibrationStats
-from pumice.torch.layers import dense, info, matching, parameter
+from pumice.torch.layers import dense, in_axis, info, matching, parameter
 
 
 class HeldMasks:
@@ -37,6 +37,7 @@ class HeldMasks:
     def __init__(self, layers: Mapping[str, nn.Module], how: Mapping[str, Any]) -> None:
         self._how = dict(how)
         self._parameters = {name: parameter(layer) for name, layer in layers.items()}
+        self._axes = {name: in_axis(layer) for name, layer in layers.items()}
         self._masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in self._parameters.items()}
         self._handles: list[Any] = [
             p.register_hook(lambda gradient, name=name: gradient * self._masks[name].to(gradient.dtype))
@@ -46,13 +47,16 @@ class HeldMasks:
 
     def prune(self, sparsity: float | None) -> None:
         """Prune further, by the method and pattern of `prune_`: what is 0 has the lowest score and stays so."""
-        weights = {name: dense(p) for name, p in self._parameters.items()}
+        weights = {name: dense(p, self._axes[name]) for name, p in self._parameters.items()}
         pruned, masks = prune(weights, sparsity, return_mask=True, **self._how)
         for name, mask in masks.items():
+            turned = self._axes[name] == 0
             if PRUNERS[self._how["method"]].solve is not None:  # what stays has changed, too
                 with torch.no_grad():
-                    self._parameters[name].copy_(torch.from_numpy(pruned[name]))
-            self._masks[name] = torch.from_numpy(mask.copy()) & self._masks[name]  # pumice's are read-only
+                    w = torch.from_numpy(pruned[name])
+                    self._parameters[name].copy_(w.T if turned else w)
+            kept = torch.from_numpy(mask.copy())  # pumice's are read-only
+            self._masks[name] = (kept.T if turned else kept) & self._masks[name]
         self.apply()
 
     @torch.no_grad()

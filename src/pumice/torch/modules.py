@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pumice.errors import FormatError, SchemeError
 from pumice.layouts import CompactArray, from_parts
-from pumice.torch.operators import enroll
+from pumice.torch.operators import Slot
 
 SCHEME = "scheme"  # in a state dict, beside the parts: the scheme's text as bytes
 
@@ -34,28 +34,49 @@ class CompactModule(nn.Module):
     """What the layers share: one compact weight, known to the operators, and in a state dict as plain tensors.
 
     A state dict holds the parts of `array` (``weight_packed``, ``weight_scale``, ...: the names they have in files) and
-    ``weight_scheme``, the text of the scheme as bytes. They are made when asked for: in memory there is one copy.
+    ``weight_scheme``, the text of the scheme as bytes. They are made when asked for: in memory there is one copy, in a
+    file one of a weight that is tied. `to` changes the dtype that the layer answers in, never what is stored.
     """
 
-    def __init__(self, array: CompactArray) -> None:
+    _like: Tensor
+
+    def __init__(self, array: CompactArray, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.array = array
-        self._number = enroll(array)
+        self._slot = Slot(array)
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)  # goes where the model is sent
+
+    @property
+    def array(self) -> CompactArray:
+        """The weight."""
+        return self._slot.array
+
+    def tie(self, other: CompactModule) -> None:
+        """Share the weight of another layer: its array now, and any that is loaded into either later."""
+        if self.array.shape != other.array.shape:
+            raise ValueError(f"other: expected a weight of shape {self.array.shape}, got {other.array.shape}")
+        self._slot = other._slot
 
     @property
     def weight(self) -> Tensor:
         """The decoded weight: a new tensor at each call, which has no gradient."""
-        return torch.from_numpy(self.array.to_dense())
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._number = enroll(self.array)
+        decoded: Tensor = torch.ops.pumice.decoded(self._slot.number, *self.array.shape)
+        return decoded.to(self._like.dtype)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for part, stored in self.array.parts().items():
-            destination[f"{prefix}weight_{part}"] = as_tensor(stored, self.array.part_dtype(part))
-        destination[f"{prefix}weight_{SCHEME}"] = torch.tensor(list(self.array.scheme.encode()), dtype=torch.uint8)
+        for part, tensor in self._tensors().items():
+            destination[f"{prefix}weight_{part}"] = tensor
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The parts and the scheme; the same tensors as before while somebody holds those."""
+        parts = {**self.array.parts(), SCHEME: np.frombuffer(self.array.scheme.encode(), np.uint8)}
+        found = {}
+        for part, stored in parts.items():
+            dtype = "U8" if part == SCHEME else self.array.part_dtype(part)
+            tensor = self._slot.given.get(part)
+            found[part] = as_tensor(stored, dtype) if tensor is None else tensor
+        self._slot.given.update(found)
+        return found
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Any, strict: bool,
@@ -67,7 +88,7 @@ class CompactModule(nn.Module):
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)  # type: ignore[no-untyped-call]
         scheme = found.pop(SCHEME, None)
         if scheme is None:
-            missing_keys.append(f"{head}{SCHEME}")
+            missing_keys += [f"{head}{part}" for part in (*self.array.parts(), SCHEME) if part not in found]
             return
         try:
             text = bytes(scheme.tolist()).decode()
@@ -75,13 +96,13 @@ class CompactModule(nn.Module):
         except (FormatError, SchemeError, ValueError) as error:
             error_msgs.append(f"{prefix}weight: {error}")
             return
-        self.array, self._number = array, enroll(array)
+        self._slot.put(array)
 
     def _multiply(self, x: Tensor, bias: Tensor | None, activations: str) -> Tensor:
         if x.device.type != "cpu":
             raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
         rows = self.array.shape[0]
-        y: Tensor = torch.ops.pumice.linear(x, self._number, rows, bias, activations)
+        y: Tensor = torch.ops.pumice.linear(x, self._slot.number, rows, bias, activations)
         return y
 
 
@@ -94,6 +115,8 @@ class CompactLinear(CompactModule):
     bias : Parameter (out_features,), optional
     activations : {"int16", "int8", "float32"}
         As in `pumice.linear`.
+    dtype : torch.dtype
+        Of `weight` for code that reads it; the output has that of x.
 
     Examples
     --------
@@ -103,8 +126,11 @@ class CompactLinear(CompactModule):
     torch.Size([2, 32])
     """
 
-    def __init__(self, array: CompactArray, bias: nn.Parameter | None = None, *, activations: str = "int16") -> None:
-        super().__init__(array)
+    def __init__(
+        self, array: CompactArray, bias: nn.Parameter | None = None, *, activations: str = "int16",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        super().__init__(array, dtype)
         self.out_features, self.in_features = array.shape
         self.bias = bias
         self.activations = activations
@@ -139,13 +165,13 @@ class CompactEmbedding(CompactModule):
     def __init__(
         self, array: CompactArray, padding_idx: int | None = None, *, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__(array)
+        super().__init__(array, dtype)
         self.num_embeddings, self.embedding_dim = array.shape
-        self.padding_idx, self.dtype = padding_idx, dtype
+        self.padding_idx = padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:
-        found: Tensor = torch.ops.pumice.rows(ids, self._number, self.embedding_dim)
-        return found.to(self.dtype)
+        found: Tensor = torch.ops.pumice.rows(ids, self._slot.number, self.embedding_dim)
+        return found.to(self._like.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.array.scheme}"
@@ -171,7 +197,7 @@ class CompactConv(CompactModule):
     """
 
     def __init__(self, array: CompactArray, like: nn.Conv1d | nn.Conv2d, *, activations: str = "int16") -> None:
-        super().__init__(array)
+        super().__init__(array, like.weight.dtype)
         self.bias, self.activations = like.bias, activations
         self.in_channels, self.out_channels, self.kernel_size = like.in_channels, like.out_channels, like.kernel_size
         self.stride, self.dilation, self.padding_mode = like.stride, like.dilation, like.padding_mode

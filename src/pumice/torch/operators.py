@@ -1,7 +1,8 @@
-"""The custom operators `pumice::linear` and `pumice::rows`: what torch.compile and autograd see of a compact weight.
+"""The custom operators `pumice::linear`, `rows` and `decoded`: what torch.compile and autograd see of a compact weight.
 
-A CompactArray is no tensor, so an operator is given its number. Arrays live as long as their modules do: the table
-below holds them weakly. Memory is shared both ways, nothing is copied but what has another dtype or stride.
+A CompactArray is no tensor, so an operator is given the number of the `Slot` that holds it. Slots live as long as their
+modules do: the table below holds them weakly. Memory is shared both ways, nothing is copied but what has another dtype
+or stride.
 """
 
 from __future__ import annotations
@@ -17,22 +18,33 @@ from torch import Tensor
 from pumice.layouts import CompactArray, Transposed
 from pumice.ops import linear
 
-_arrays: weakref.WeakValueDictionary[int, CompactArray] = weakref.WeakValueDictionary()
+_slots: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def enroll(w: CompactArray) -> int:
-    """The number under which the operators know an array while it lives."""
-    number = next(_numbers)
-    _arrays[number] = w
-    return number
+class Slot:
+    """Where the layers that share a weight find it: loading puts another array there, and graphs keep the number."""
+
+    def __init__(self, array: CompactArray) -> None:
+        self.array = array
+        self.given: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()  # parts in state dicts
+        self.number = next(_numbers)
+        _slots[self.number] = self
+
+    def put(self, array: CompactArray) -> None:
+        """Hold another array from now on."""
+        self.array = array
+        self.given.clear()
+
+    def __reduce__(self) -> Any:
+        return Slot, (self.array,)  # a copy has a number of its own
 
 
 def _array(number: int) -> CompactArray:
-    w = _arrays.get(number)
-    if w is None:
-        raise RuntimeError(f"weight: expected a number of a living array, got {number}: of a module that is gone?")
-    return w
+    slot = _slots.get(number)
+    if slot is None:
+        raise RuntimeError(f"weight: expected a number of a living weight, got {number}: of a module that is gone?")
+    return slot.array
 
 
 def as_numpy(x: Tensor) -> Any:
@@ -74,16 +86,26 @@ def _rows_shape(ids: Tensor, weight: int, cols: int) -> Tensor:
     return ids.new_empty((*ids.shape, cols), dtype=torch.float32)
 
 
+def _decoded(weight: int, rows: int, cols: int) -> Tensor:
+    return torch.from_numpy(_array(weight).to_dense())
+
+
+def _decoded_shape(weight: int, rows: int, cols: int) -> Tensor:
+    return torch.empty((rows, cols), dtype=torch.float32)
+
+
 _LIBRARY = torch.library.Library("pumice", "DEF")
 _LIBRARY.define("linear(Tensor x, int weight, int rows, Tensor? bias, str activations) -> Tensor")
 _LIBRARY.define("linear_backward(Tensor gradient, int weight, int cols) -> Tensor")
 _LIBRARY.define("rows(Tensor ids, int weight, int cols) -> Tensor")
+_LIBRARY.define("decoded(int weight, int rows, int cols) -> Tensor")
 for _name, _run, _shape in (
     ("linear", _linear, _linear_shape),
     ("linear_backward", _linear_backward, _linear_backward_shape),
     ("rows", _rows, _rows_shape),
+    ("decoded", _decoded, _decoded_shape),
 ):
-    _LIBRARY.impl(_name, _run, "CPU")
+    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd" if _name == "decoded" else "CPU")
     torch.library.register_fake(f"pumice::{_name}", _shape, lib=_LIBRARY)
 
 

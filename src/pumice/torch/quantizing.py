@@ -13,30 +13,30 @@ from torch.nn.utils import parametrize
 from pumice.ops import compress
 from pumice.recipe import Recipe
 from pumice.scheme import Scheme
-from pumice.torch.layers import Trained, dense, info, parameter, weighty
+from pumice.torch.layers import Trained, dense, in_axis, info, parameter, weighty
 
 
 class _Rounded(torch.autograd.Function):
     """compress and decode; the derivative is taken to be 1."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scheme: str) -> Tensor:
-        return torch.from_numpy(compress(dense(weight), scheme).to_dense()).to(weight.dtype)
+    def forward(ctx: Any, weight: Tensor, scheme: str, axis: int) -> Tensor:
+        return torch.from_numpy(compress(dense(weight), scheme, in_axis=axis).to_dense()).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0], None
+        return gradients[0], None, None
 
 
 class StraightThrough(Trained):
     """A parametrization: the weight as a scheme stores it."""
 
-    def __init__(self, scheme: Scheme) -> None:
+    def __init__(self, scheme: Scheme, axis: int = 1) -> None:
         super().__init__()
-        self.scheme = str(scheme)
+        self.scheme, self.axis = str(scheme), axis
 
     def forward(self, weight: Tensor) -> Tensor:
-        rounded: Tensor = _Rounded.apply(weight, self.scheme)  # type: ignore[no-untyped-call]
+        rounded: Tensor = _Rounded.apply(weight, self.scheme, self.axis)  # type: ignore[no-untyped-call]
         return rounded
 
     def extra_repr(self) -> str:
@@ -81,7 +81,7 @@ def quantize_aware_(
     """
     plan = Recipe.of(scheme, recipe, tensors=tensors, ignore=ignore, keep_embeddings=keep_embeddings).without_methods()
     layers = dict(weighty(model))
-    treatments = plan.plan({name: info(name, parameter(layer)) for name, layer in layers.items()})
+    treatments = plan.plan({name: info(name, parameter(layer), in_axis(layer)) for name, layer in layers.items()})
     found = {name: t.scheme for name, t in treatments.items() if t.scheme is not None}
     auto = next((name for name, s in found.items() if str(s) == "auto"), None)
     if auto is not None:
@@ -90,5 +90,6 @@ def quantize_aware_(
         raise ValueError("scheme: expected rules that find a weight, got none")
     for name, chosen in found.items():
         if not parametrize.is_parametrized(layers[name], "weight"):  # a layer in two places comes twice
-            parametrize.register_parametrization(layers[name], "weight", StraightThrough(chosen))
+            rounded = StraightThrough(chosen, in_axis(layers[name]))
+            parametrize.register_parametrization(layers[name], "weight", rounded)
     return {name: str(chosen) for name, chosen in found.items()}
