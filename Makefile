@@ -61,13 +61,17 @@ $(VENV)/with-%: $(VENV)/built
 demo: $(VENV)/with-demo
 	@$(BIN)/python examples/demo.py
 
+# Three processes for two CPUs, since some tests wait for the disk. A file of tests stays in one of them: its cases share what is
+# computed once. In order: tests/conftest.py has slow ones first.
+ALL_TESTS := $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/with-test
 	@echo "== running the tests"
-	@$(BIN)/python -m pytest -q
+	@$(ALL_TESTS)
 
 test-scalar: $(VENV)/with-test
 	@echo "== running the tests on the scalar kernels"
-	@PUMICE_ISA=scalar $(BIN)/python -m pytest -q
+	@PUMICE_ISA=scalar $(ALL_TESTS)
 
 # Fails and names the Debian package $(2) if there is no program $(1).
 needs = command -v $(1) >/dev/null || { echo "make: $(1) not found; on Debian: apt install $(2)"; exit 1; }

@@ -26,8 +26,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from algorithm_layers import SOURCES, Layer, layers, random_layer
 from algorithm_peers import CASES, dense, prepared
+from pages import write_page
 from sparse_tables import table
-from tables import write_page
 
 import pumice as pm
 

@@ -1,4 +1,4 @@
-"""How good "auto" is: its choice beside the best of all candidates, measured: ``python bench/choice.py [--calibrate]``.
+"""How good "auto" is: its choice beside the best of all candidates: ``python bench/choice.py [--calibrate] [--write]``.
 
 On one thread, objective "speed", weights from DRAM. Candidates that keep within the error are timed in turns, but for
 those that the model expects to take `HOPELESS` times as long as its favourite. Prints a line a case, and in how many
@@ -12,14 +12,19 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from machine import about
+from pages import machine_page, write_machine
+from sparse_tables import table as markdown
 
 HOPELESS = 4.0
 PATTERNS = {None: (0.0, 0.5, 0.7, 0.8, 0.9, 0.95), "bsr-16x4": (0.7, 0.9), "bsr-16x16": (0.8,), "2:4": (None,)}
 
 
-def cases(rows: int, cols: int):  # type: ignore[no-untyped-def]
+def cases(rows: int, cols: int) -> Iterator[tuple[str, np.ndarray]]:
     """(what it is, weight), those whose pattern is known."""
     import pumice as pm
 
@@ -43,6 +48,7 @@ def main() -> None:
         "--calibrate", action="store_true", help="measure this machine first (else its profile, or the defaults)"
     )
     parser.add_argument("--json", metavar="FILE", help="where all times go")
+    parser.add_argument("--write", action="store_true", help="put the table into the page of this machine")
     options = parser.parse_args()
     if options.calibrate:
         os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
@@ -73,10 +79,27 @@ def main() -> None:
             expected = f"(expected {favourite.time * 1e3:.3f})"
             print(f"{name:<16} batch {batch:<4} {mine} {expected}   best {its}   x {ratios[-1]:.2f}", flush=True)
     within = sum(r <= 1.1 for r in ratios)
-    print(f"within 10 % of the best: {within} of {len(ratios)}; worst x {max(ratios):.2f}", file=sys.stderr)
+    result = f"within 10 % of the best: {within} of {len(ratios)}; worst x {max(ratios):.2f}"
+    print(result, file=sys.stderr)
+    if options.write:
+        facts = about()
+        costs = "calibrated" if options.calibrate else "the shipped defaults"
+        where = f"{facts['machine']}; ISA {facts['ISA']}; {facts['date']}"
+        text = f"{options.shape[0]} x {options.shape[1]}, costs {costs}: {result}.\n\n{shown(table)}\n\n*{where}.*"
+        write_machine(machine_page(facts), {"choice": text})
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(table, file, indent=1)
+
+
+def shown(lines: list[dict[str, Any]]) -> str:
+    """A line a case and batch: what was chosen, what was the fastest, and their times."""
+    rows = []
+    for line in lines:
+        mine, its = (line["seconds"][line[which]] * 1e3 for which in ("choice", "best"))
+        best = "" if line["best"] == line["choice"] else f"{line['best']} {its:.3f}"
+        rows.append((line["case"], str(line["batch"]), line["choice"], f"{mine:.3f}", best, f"{mine / its:.2f}"))
+    return markdown(("weights", "batch", "choice", "ms", "fastest, ms", "choice / fastest"), rows)
 
 
 def fits(w: np.ndarray, scheme: str, error: float | None, limit: float) -> bool:

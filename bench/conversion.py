@@ -29,7 +29,7 @@ import numpy as np
 from conversion_tables import IN_MEMORY, blocks, draw
 from conversion_worker import SCHEME
 from machine import about
-from tables import write_page
+from pages import write_page
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

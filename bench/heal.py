@@ -20,7 +20,7 @@ import numpy as np
 from heal_speed import CASES
 from heal_tables import blocks, draw, textbook_blocks
 from machine import about, clean_environment
-from tables import write_page
+from pages import write_page
 
 import pumice as pm
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,12 @@ SLOWING_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 PEERS = ("torch", "onnxruntime", "openvino", "scipy", "sparse_dot_mkl", "mkl")
 COLD_BYTES, MOST_COLD_BYTES = 128 << 20, 512 << 20
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+# Virtual machines do not name the processor; family and model tell. One that is not here is called by them.
+CORES = {
+    ("AuthenticAMD", 25, 17): "Zen 4", ("AuthenticAMD", 26, 2): "Zen 5", ("AuthenticAMD", 26, 17): "Zen 5",
+    ("GenuineIntel", 6, 106): "Ice Lake", ("GenuineIntel", 6, 143): "Sapphire Rapids",
+    ("GenuineIntel", 6, 207): "Emerald Rapids",
+}  # fmt: skip
 
 
 def clean_environment(threads: int) -> dict[str, str]:
@@ -43,11 +50,15 @@ def cold_bytes() -> int:
     return min(max(COLD_BYTES, 4 * l3_bytes()), MOST_COLD_BYTES)
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
+def cpu_name(text: str | None = None) -> str:
+    """The processor of /proc/cpuinfo (or of its `text`) and its core: ``AMD EPYC (Zen 4)``."""
+    lines = (text if text is not None else Path("/proc/cpuinfo").read_text()).splitlines()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    if "cpu family" not in facts:  # arm64 has no such names
+        return platform.machine()
+    family, model = int(facts["cpu family"]), int(facts["model"])
+    core = CORES.get((facts["vendor_id"], family, model), f"family {family} model {model}")
+    return f"{re.sub(r'[(](R|TM)[)]| Processor', '', facts['model name'])} ({core})"
 
 
 def about() -> dict[str, str]:

@@ -25,8 +25,8 @@ from typing import Any
 
 import sources
 from machine import about
+from pages import write_page
 from quality_tables import BASE, CALIBRATION, blocks, draw
-from tables import write_page
 
 import pumice as pm
 

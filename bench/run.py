@@ -2,7 +2,7 @@
 
 Without a suite all but the sparse ones run (25 minutes; ``--quick`` 5), with ``sparse`` those (a quarter of an hour).
 The numbers of every round go to build/bench/results.json, tables and plots beside it; ``--write`` puts them into
-docs/performance.md.
+this machine's page in docs/performance/.
 
     python bench/run.py dense --batches 1 4 --rounds 7 --threads 2 --json out.json
     python bench/run.py sparse-csr --weights "random 0.9" --batches 1
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from harness import measure
 from machine import about
+from pages import PERFORMANCE, machine_page, write_machine, write_page
 from results import Results
 from suites import FULL, QUICK_BATCHES, QUICK_ROUNDS, SPARSE, SUITES
-from tables import blocks, write_page
+from tables import blocks, glance
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
 OUTPUT = ROOT / "build" / "bench"
 
 
@@ -45,8 +45,7 @@ def main() -> None:
     print("\n\n".join(found.values()))
     draw(results, OUTPUT)
     if options.write:
-        draw(results, PAGE.parent / "plots")
-        write_page(PAGE, found)
+        publish(results, found)
 
 
 def parse() -> argparse.Namespace:
@@ -114,6 +113,16 @@ def merged(several: list[Results]) -> Results:
         result.rows = [row for row in result.rows if (row.suite, row.setting) not in again] + results.rows
         result.skipped = list(dict.fromkeys(result.skipped + results.skipped))
     return result
+
+
+def publish(results: Results, found: dict[str, str]) -> None:
+    """Tables and plots into the page of their machine; the main suite at a glance into the first page."""
+    page = machine_page(results.about)
+    write_machine(page, found)
+    draw(results, page.parent / "plots")
+    if results.of("dense").rows:
+        write_page(PERFORMANCE, {page.parent.name: glance(results)})
+    print(page, file=sys.stderr)
 
 
 def draw(results: Results, folder: Path) -> None:

@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from machine import about, clean_environment
+from pages import write_page
 from sources import news, smollm2
 from sparse_tables import table
-from tables import write_page
 
 import pumice as pm
 

@@ -1,11 +1,9 @@
-"""Results as Markdown: a block for each suite, the losses, and the page that holds them between markers."""
+"""Results as Markdown: a block for each suite, the losses, and what the main suite comes to at a glance."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from results import FLOAT_PEAK, INT8_PEAK, PROBE, READ, Results, Row, Verdict, judge, share
 from sparse_tables import mark, sparse_blocks, table
@@ -127,6 +125,24 @@ def everybody(rows: Sequence[Row]) -> str:
     return table(("case", "MB", *(f"batch {batch}" for batch in batches), "error"), lines)
 
 
+def glance(results: Results) -> str:
+    """The fastest peer of its kind (of all, where none has it) / pumice: the main suite by batch, most threads."""
+    main = results.of("dense")
+    setting = main.settings()[-1]
+    batches = sorted({row.batch for row in main.at(setting)})
+    lines = []
+    for case in our_cases(main, setting):
+        here = {row.batch: row for row in main.at(setting) if row.case == case}
+        verdicts = [peer_of(here[batch], main.at(setting, batch)) for batch in batches]
+        lines.append((case.removeprefix("pumice "), *("" if v is None else mark(v.ratio) for v in verdicts)))
+    return table((setting, *(f"batch {batch}" for batch in batches)), lines)
+
+
+def peer_of(row: Row, same: Sequence[Row]) -> Verdict | None:
+    """Beside the fastest peer that stores as many bits; where none does, beside the fastest."""
+    return judge(row, same, row.kind) or judge(row, same)
+
+
 # Other suites: our cases by shape.
 
 
@@ -187,14 +203,3 @@ def losses(results: Results) -> str:
         return text
     headings = ("", "pumice", "lost to its kind", "lost to any", "to whom")
     return text + "\n\n" + table(headings, lines, left=5)
-
-
-def write_page(path: Path, found: dict[str, str]) -> None:
-    """Replace what stands between the markers of the page; blocks that were not measured stay."""
-    text = path.read_text("utf-8")
-    for name, body in found.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n)(?:.*?\n)??(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m, body=body: m[1] + body + "\n" + m[2], text)
-        if count != 1:
-            raise SystemExit(f"{path}: expected one place for {name!r}, found {count}")
-    path.write_text(text, "utf-8")

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from machine import about, clean_environment
-from tables import write_page
+from pages import machine_page, write_machine
 
 import pumice as pm
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
 SHAPES = ((64, 64), (384, 384), (1536, 384), (1024, 1024), (768, 3072), (4096, 4096), (11008, 4096))
 BATCHES = (1, 8, 64)
 CLIFF_SHAPES = ((384, 384), (1024, 1024), (768, 3072))
@@ -147,7 +146,7 @@ def _once(run: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into the page of this machine")
     options = parser.parse_args()
     facts = about()
     text = "\n".join(
@@ -159,7 +158,7 @@ def main() -> None:
     )  # fmt: skip
     print(text)
     if options.write:
-        write_page(PAGE, {"threads": text})
+        write_machine(machine_page(facts), {"threads": text})
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pumice._core import native
-from tests.objects import build_objects
 
 
 @pytest.fixture(params=native.isas())
@@ -29,7 +27,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     native.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The core's objects by name; half a minute, so compiled once."""
-    return build_objects(tmp_path_factory.mktemp("objects"))
+# They wait for disks, compilers and processes: first, so that they are not what is left when all else is done.
+SLOW = ("promises", "test_symbols.py", "test_threads.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(name in item.path.parts for name in SLOW))

@@ -113,6 +113,18 @@ def test_the_reference_is_never_imported_by_production() -> None:
     )
 
 
+def test_what_many_do_without_is_not_imported_with_pumice() -> None:
+    """It doubled the time that `import pumice` takes. threadpoolctl, where it is installed, imports what it likes."""
+    code = (
+        "import sys; sys.modules['threadpoolctl'] = None; import numpy; before = set(sys.modules); import pumice;"
+        "print(*set(sys.modules) - before)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    libraries = "asyncio concurrent difflib hashlib json logging pathlib pickle shutil subprocess tempfile"
+    ours = "checkpoint cli conversion distillation exporting explanation forwards pruning recipe"
+    assert not set(found) & {*libraries.split(), *(f"pumice.{name}" for name in ours.split())}
+
+
 def test_what_has_to_do_with_files_is_imported_when_it_is_asked_for() -> None:
     seen = "'pumice.checkpoint' in sys.modules"
     code = f"import sys, pumice; before = {seen}; pumice.load; print(before, {seen})"

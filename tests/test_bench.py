@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,23 +139,52 @@ def test_weights_have_the_zeros_that_their_names_say(bench: Any) -> None:
 
 
 def test_an_empty_place_of_a_page_is_filled_and_nothing_after_it_is_lost(bench: Any, tmp_path: Path) -> None:
-    tables = bench("tables")
+    pages = bench("pages")
     page = tmp_path / "page.md"
     page.write_text("<!-- a -->\n<!-- end -->\nkept\n<!-- b -->\nold\n<!-- end -->\n")
-    tables.write_page(page, {"a": "new"})
+    pages.write_page(page, {"a": "new"})
     assert page.read_text() == "<!-- a -->\nnew\n<!-- end -->\nkept\n<!-- b -->\nold\n<!-- end -->\n"
 
 
-def test_the_page_has_a_place_for_every_block(bench: Any, tmp_path: Path) -> None:
-    tables, suites = bench("tables"), bench("suites")
-    names = {*suites.SUITES, "losses", "machine", "sparse-targets", "sparse-machine"} - {"sparse-grid-large"}
-    page = tmp_path / "page.md"
-    page.write_text((BENCH.parent / "docs" / "performance.md").read_text("utf-8"), "utf-8")
-    tables.write_page(page, {name: f"new {name}" for name in names})
+def test_a_machines_page_has_a_place_for_every_block_and_keeps_the_others(bench: Any, tmp_path: Path) -> None:
+    pages, suites = bench("pages"), bench("suites")
+    others = {"losses", "machine", "sparse-targets", "sparse-machine", "choice", "threads"}
+    names = (others | set(suites.SUITES)) - {"sparse-grid-large"}
+    page = tmp_path / "some-machine" / "README.md"
+    pages.write_machine(page, {name: f"new {name}" for name in names})
+    pages.write_machine(page, {"dense": "newer"})
     text = page.read_text("utf-8")
-    assert all(f"new {name}\n<!-- end -->" in text for name in names)
+    assert text.startswith("# Performance on some-machine\n")
+    assert all(f"new {name}\n<!-- end -->" in text for name in names - {"dense"})
+    assert "newer\n<!-- end -->" in text
     with pytest.raises(SystemExit, match="expected one place for 'nowhere', found 0"):
-        tables.write_page(page, {"nowhere": ""})
+        pages.write_machine(page, {"nowhere": ""})
+
+
+def test_the_pages_of_machines_are_of_todays_skeleton_and_known_to_the_first(bench: Any, tmp_path: Path) -> None:
+    pages = bench("pages")
+    first = pages.PERFORMANCE.read_text("utf-8")
+    found = sorted(pages.MACHINES.glob("*/README.md"))
+    assert len(found) >= 3
+    for page in found:
+        again = tmp_path / page.parent.name / page.name
+        pages.write_machine(again, pages.blocks_of(page.read_text("utf-8")))
+        assert again.read_text("utf-8") == page.read_text("utf-8")
+        assert f"(performance/{page.parent.name}/README.md)" in first
+        assert page.parent.name in pages.blocks_of(first)
+        plots = re.findall(r"\]\((plots/[^)]+)\)", page.read_text("utf-8"))
+        assert all((page.parent / plot).is_file() for plot in plots)
+
+
+def test_a_processor_is_known_by_family_and_model(bench: Any) -> None:
+    machine, pages = bench("machine"), bench("pages")
+    cpu = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    assert machine.cpu_name(cpu) == "AMD EPYC (Zen 4)"
+    assert machine.cpu_name(cpu.replace("17", "99")) == "AMD EPYC (family 25 model 99)"
+    xeon = cpu.replace("AuthenticAMD", "GenuineIntel").replace("AMD EPYC", "Intel(R) Xeon(R) Processor")
+    assert machine.cpu_name(xeon.replace("25", "6").replace("17", "207")) == "Intel Xeon (Emerald Rapids)"
+    about = {"machine": "Intel Xeon (Emerald Rapids), 2 CPUs, L3 300 MiB", "ISA": "amx"}
+    assert pages.machine_name(about) == "intel-xeon-emerald-rapids-amx"
 
 
 def test_the_page_of_quality_is_what_its_results_say(bench: Any) -> None:
@@ -332,7 +362,7 @@ def test_the_page_of_conversions_has_a_place_for_every_block(bench: Any, tmp_pat
     found = bench("conversion_tables").blocks(conversions())
     page = tmp_path / "page.md"
     page.write_text((BENCH.parent / "docs" / "scale.md").read_text("utf-8"), "utf-8")
-    bench("tables").write_page(page, found)
+    bench("pages").write_page(page, found)
     assert all(f"{body}\n<!-- end -->" in page.read_text("utf-8") for body in found.values())
 
 

@@ -104,7 +104,7 @@ def test_a_write_that_fails_leaves_what_was_there(monkeypatch: pytest.MonkeyPatc
 
 
 def test_defaults_are_shipped_for_every_isa_of_this_build() -> None:
-    shipped = json.loads(DEFAULTS.read_text("utf-8"))
+    shipped = json.loads(Path(DEFAULTS).read_text("utf-8"))
     assert set(shipped) >= {"scalar", "avx2", "avx512"}
     for isa in (*native.isas(), "an ISA of the future"):
         assert default_profile(isa).rates

@@ -83,8 +83,8 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {begin}-{int(begin) + len(data) - 1}/{path.stat().st_size}")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        Ranges.served += len(data)  # before the client has them and goes on
         self.wfile.write(data)
-        Ranges.served += len(data)
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         data = source.read()

@@ -8,6 +8,7 @@ import itertools
 import mmap
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,11 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@cache
 def random(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.random.default_rng(shape[-1]).standard_normal(shape).astype(np.float32)
+    numbers = np.random.default_rng(shape[-1]).standard_normal(shape).astype(np.float32)
+    numbers.setflags(write=False)
+    return numbers
 
 
 def test_a_forbidden_page_kills() -> None:

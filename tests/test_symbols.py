@@ -1,17 +1,34 @@
-"""Instructions of one ISA must not leak into code that runs on every machine.
+"""The core's objects: instructions of one ISA must not leak into code that runs on every machine, and kernels work.
 
 Two ways it happens: the linker keeps an AVX-512 copy of an inline function that baseline code also
-uses (so ISA objects may hold no weak symbol), or a baseline file gets a wide flag.
+uses (so ISA objects may hold no weak symbol), or a baseline file gets a wide flag. That the kernels
+work, the C++ self-test says, linked with the same objects.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.objects import CSRC, NM, OBJDUMP, WIDE, X86, baseline_sources, compile_object, isa_flags, object_name, run
+from pumice._core import native
+from tests.objects import (
+    CROSS,
+    CSRC,
+    CXX,
+    NM,
+    OBJDUMP,
+    WIDE,
+    X86,
+    baseline_sources,
+    build_objects,
+    compile_object,
+    isa_flags,
+    object_name,
+    run,
+)
 
 # Of the wide instructions of each ISA: one that must be there, and those that its processors may lack.
 SIGNS = {
@@ -61,6 +78,12 @@ def test_every_isa_file_is_in_the_build() -> None:
     assert set(isa_flags()) == {"scalar", *WIDE}
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The core's objects by name; half a minute, so compiled once."""
+    return build_objects(tmp_path_factory.mktemp("objects"))
+
+
 def test_no_isa_object_has_a_weak_symbol(objects: dict[str, Path]) -> None:
     weak = {isa: [name for letter, name in _symbols(objects[isa]) if letter in "WwVvu"] for isa in isa_flags()}
     assert weak
@@ -105,3 +128,27 @@ def test_the_search_for_weak_symbols_finds_an_inline_function(objects: dict[str,
     source.write_text("inline int shared(int n) { return n; } int use() { return shared(1); }\n")
     built = compile_object(source, ["-O0"], tmp_path / "weak.o")
     assert ("W", "shared(int)") in _symbols(built)
+
+
+@pytest.mark.skipif(CROSS != "", reason="this machine does not run what the cross compiler makes")
+def test_every_kernel_passes_its_self_test_on_every_isa(objects: dict[str, Path], tmp_path: Path) -> None:
+    program = tmp_path / "kernel_test"
+    source = CSRC / "tests" / "kernel_test.cpp"
+    run(
+        CXX,
+        "-std=c++17",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-I",
+        CSRC,
+        source,
+        *objects.values(),
+        "-pthread",
+        "-o",
+        program,
+    )
+    done = subprocess.run([program, *native.isas()], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"kernel_test: {' '.join(native.isas())}: ")

@@ -45,7 +45,7 @@ def tasks():
 
 
 def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `script` in a fresh interpreter; fails if it takes 30 s."""
+    """Run `script` in a fresh interpreter; fails if it takes two minutes."""
     inherited = {k: v for k, v in os.environ.items() if k != "PUMICE_NUM_THREADS"}
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return subprocess.run(
@@ -53,7 +53,7 @@ def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[s
         env={**inherited, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
 
 
@@ -148,7 +148,7 @@ def test_many_python_threads_may_multiply_at_once() -> None:
     start = Barrier(8)
 
     def multiply(caller: int) -> bool:
-        start.wait(timeout=30)
+        start.wait(timeout=120)
         order = [(caller + n) % len(products) for n in range(2 * len(products))]
         return all(products[n]().tobytes() == expected[n] for n in order)
 
@@ -220,7 +220,7 @@ expected = product()
 for _ in range(10):
     child = os.fork()
     if child == 0:
-        signal.alarm(20)
+        signal.alarm(60)
         before = tasks()
         same = all(np.array_equal(product(), expected) for _ in range(20))
         os._exit(0 if same and before == 1 and tasks() == 3 else 1)
@@ -248,7 +248,7 @@ try:
     for _ in range(10):
         child = os.fork()
         if child == 0:
-            signal.alarm(20)
+            signal.alarm(60)
             os._exit(0 if np.array_equal(product(), expected) else 1)
         assert os.waitpid(child, 0)[1] == 0
 finally:

@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kernels/matmul_int_matrix.inl.hpp"
 #include "kernels/table.hpp"
 #include "kernels/unroll.hpp"
 #include "views.hpp"
@@ -18,12 +17,14 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kPieces = 3;
-constexpr int64_t kTileWords = 16 * kMatrixRows, kTileBytes = 4 * kTileWords;
+constexpr int64_t kTileBytes = kMatrixRows * kMatrixRowBytes, kTileWords = kTileBytes / 4;
 constexpr int64_t kStepsNear = 16;              // steps whose pieces stay near
 constexpr int64_t kRowsNear = 512;              // of w, whose sums stay near
 constexpr int64_t kPairOfTiles = 2;             // of w, and of x
 constexpr int64_t kPairRowsOfW = kPairOfTiles * kMatrixRows;
 constexpr int64_t kPieceBatch = 16, kPieceColumns = 64;  // from here on; for few columns its bound would not hold
+
+inline __m512i lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
 inline int64_t steps_of(int64_t cols) { return ceil_div(cols, kPieceStep); }
 inline int64_t tiles_of(int64_t batch) { return ceil_div(batch, kPairRowsOfW) * kPairOfTiles; }
@@ -47,8 +48,8 @@ inline __m512 load_some(const float* x, int64_t count) {
 inline bool split_tile(const float* x, int64_t cols, int64_t width, int64_t rows, uint32_t* out) {
   alignas(64) uint32_t by_rows[kPieces][kMatrixRows][16] = {};
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u)), exponent = _mm512_set1_epi32(0x7f800000);
-  const __m512i odd = _mm512_add_epi16(_mm512_set1_epi32(0x00030001), _mm512_mullo_epi32(  // upper halves: 1, 3, 5, ...
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(0x00040004)));
+  const __m512i odd = _mm512_add_epi16(_mm512_set1_epi32(0x00030001),
+      _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(0x00040004)));  // upper halves: 1, 3, 5, ...
   __mmask16 wild = 0;
   for (int64_t m = 0; m < rows; ++m, x += cols) {
     __m512 a = load_some(x, width), b = load_some(x + 16, width - 16);
@@ -63,7 +64,7 @@ inline bool split_tile(const float* x, int64_t cols, int64_t width, int64_t rows
       b = _mm512_sub_ps(b, _mm512_castsi512_ps(_mm512_and_si512(bits_b, high)));
     });
   }
-  const __m512i row = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
+  const __m512i row = _mm512_slli_epi32(lane_numbers(), 4);
   for (const auto& piece : by_rows) {
     for (int pair = 0; pair < 16; ++pair, out += kMatrixRows) {
       _mm512_storeu_si512(out, _mm512_i32gather_epi32(row, &piece[0][pair], 4));
@@ -128,7 +129,7 @@ inline void multiply_steps(const uint16_t* w, const uint32_t* x0, const uint32_t
 
 // y[row of x][rows of w] from the sums of 32 of both.
 inline void store_sums(const float* sums, int64_t rows, int64_t batch, float* y, int64_t y_stride) {
-  const __m512i row = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
+  const __m512i row = _mm512_slli_epi32(lane_numbers(), 4);
   for (int64_t m = 0; m < batch; ++m, y += y_stride) {
     for (int64_t n = 0; n < rows; n += kMatrixRows) {
       const float* from = sums + (n / kMatrixRows * kPairOfTiles + m / kMatrixRows) * kTileWords + m % kMatrixRows;
@@ -147,7 +148,7 @@ bool matmul_pieces(const DenseHalf& w, int64_t begin, int64_t end, const PiecesO
   uint16_t* const copy = reinterpret_cast<uint16_t*>(scratch);
   float* const sums = reinterpret_cast<float*>(scratch + kCopyBytes);
   bool finite = true;
-  configure_tiles(tile_shapes(kMatrixRows, kMostDepth));
+  configure_tiles(whole_tiles());
   for (int64_t from = begin; from < end; from += kRowsNear) {
     const int64_t to = end - from < kRowsNear ? end : from + kRowsNear;
     for (int64_t k = 0; k < a.cols; k += kStepsNear * kPieceStep) {

@@ -22,14 +22,13 @@ namespace {
 
 constexpr int kPair = 2;                                       // of panels, and of tiles or digits of x
 constexpr int64_t kPairRows = kPair * kPanelRows;              // of w
-constexpr int64_t kMostDepth = 64;                             // columns that one instruction takes
 constexpr int kSumTiles = 0, kDigitTiles = 4, kCodeTiles = 6;  // the first register of each kind
 
 // Of a segment, as it comes out of the registers; and floats of y.
 using IntSums = int32_t[kPair][kMatrixRows][kPairRows];
 using FloatSums = float[kPair][kMatrixRows][kPairRows];
 
-inline int64_t depth_of(const QuantizedTiles& a) { return a.segment < kMostDepth ? a.segment : kMostDepth; }
+inline int64_t depth_of(const QuantizedTiles& a) { return a.segment < kMatrixRowBytes ? a.segment : kMatrixRowBytes; }
 
 // The shapes for one product: a tile of x has `height` rows, and an instruction takes `depth` columns.
 inline TileShapes tile_shapes(int64_t height, int64_t depth) {

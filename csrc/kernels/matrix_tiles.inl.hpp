@@ -16,7 +16,6 @@ namespace {
 
 namespace below = PUMICE_ISA_BELOW;
 
-constexpr int64_t kMatrixRows = 16;   // of x in a tile
 constexpr int64_t kMatrixBatch = 16;  // from here on a matrix unit is faster, with one digit and one segment a block
 
 void choose_tiles(QuantizedTiles& a, int bits, bool two_digits) {

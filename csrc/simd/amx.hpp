@@ -11,6 +11,7 @@ namespace pumice::PUMICE_ISA {
 namespace {
 
 constexpr int kTileRegisters = 8;
+constexpr int64_t kMatrixRows = 16, kMatrixRowBytes = 64;  // of a tile register, at most
 
 // Rows, and bytes of a row, of each tile register: Intel SDM, LDTILECFG.
 struct alignas(64) TileShapes {
@@ -18,6 +19,16 @@ struct alignas(64) TileShapes {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 };
+
+// All registers as large as they can be.
+inline TileShapes whole_tiles() {
+  TileShapes shapes;
+  for (int i = 0; i < kTileRegisters; ++i) {
+    shapes.rows[i] = kMatrixRows;
+    shapes.row_bytes[i] = kMatrixRowBytes;
+  }
+  return shapes;
+}
 
 inline void configure_tiles(const TileShapes& shapes) { asm volatile("ldtilecfg %0" : : "m"(shapes)); }
 // From here on a context switch saves no tiles.

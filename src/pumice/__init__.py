@@ -27,7 +27,6 @@ from pumice.errors import (
     SourceChangedError,
     ToleranceError,
 )
-from pumice.explanation import explain
 from pumice.layouts import (
     BitmaskArray,
     BSRArray,
@@ -41,7 +40,6 @@ from pumice.layouts import (
 )
 from pumice.ops import compress, concatenate, linear, quantize, show_config
 from pumice.options import options
-from pumice.pruning import Masks, cubic_sparsity, prune, sparsify
 from pumice.scheme import Scheme
 from pumice.statistics import CalibrationStats, Moments
 from pumice.threadpools import register as _register_threadpools
@@ -49,13 +47,15 @@ from pumice.threadpools import register as _register_threadpools
 if TYPE_CHECKING:
     from pumice.checkpoint import load, save, verify
     from pumice.conversion import convert
+    from pumice.explanation import explain
     from pumice.exporting import export
     from pumice.forwards import calibrate, evaluate
+    from pumice.pruning import Masks, cubic_sparsity, prune, sparsify
     from pumice.recipe import Recipe
 
 __version__ = "0.1.0"
 
-# What has to do with files is imported when it is first asked for: nearly half of the cost of `import pumice`.
+# What many programs do without is imported when it is first asked for: more than half of the cost of `import pumice`.
 _LATER = {
     "load": "checkpoint",
     "save": "checkpoint",
@@ -65,6 +65,11 @@ _LATER = {
     "Recipe": "recipe",
     "calibrate": "forwards",
     "evaluate": "forwards",
+    "explain": "explanation",
+    "Masks": "pruning",
+    "cubic_sparsity": "pruning",
+    "prune": "pruning",
+    "sparsify": "pruning",
 }
 
 _register_threadpools()

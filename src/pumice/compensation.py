@@ -15,15 +15,17 @@ this is the same arithmetic with one factorization and no inverse.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.values.base import F32
+
+if TYPE_CHECKING:
+    import logging
 
 BLOCK = (
     128  # columns after which errors reach the columns beyond; BLAS does not split sums of so few terms over threads
@@ -38,8 +40,6 @@ RAISED, FIRST_RAISED = 10.0, 1e-6
 F64: TypeAlias = NDArray[np.float64]
 Levels: TypeAlias = "tuple[F32, NDArray[np.uint8] | None, F32 | None, int]"
 """Scales, zeros and minima (rows, groups), and bits: the numbers that codes stand for."""
-
-log = logging.getLogger("pumice")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,18 @@ def factorize(moments: F32, damping: float = DAMPING, order: NDArray[np.intp] | 
             break
         if dtype == np.float64:
             damping = max(damping * RAISED, FIRST_RAISED)
-            log.warning("second moments are singular: damping raised to %g of the mean of the diagonal", damping)
+            _log().warning("second moments are singular: damping raised to %g of the mean of the diagonal", damping)
         dtype = np.dtype(np.float64)
     if dead.any():
-        log.info("%d of %d inputs are always 0", np.count_nonzero(dead), len(dead))
+        _log().info("%d of %d inputs are always 0", np.count_nonzero(dead), len(dead))
     variance = np.where(dead, 0, pivots).astype(np.float32)
     return Factor(a.astype(np.float32, copy=False), variance, scale, int(np.count_nonzero(dead)), damping, attempts)
+
+
+def _log() -> logging.Logger:
+    import logging  # here, since few have something to say, and it is a tenth of `import pumice`
+
+    return logging.getLogger("pumice")
 
 
 def _damped(

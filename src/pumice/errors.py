@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from os import PathLike
 from typing import Any
@@ -103,6 +102,8 @@ def near(name: str, names: Iterable[str], cutoff: float = 0.7) -> str:
     >>> near("fc.wieght", ["fc.weight", "fc.bias"])
     " (near: 'fc.weight')"
     """
+    import difflib  # here, since only mistakes need it
+
     known = list(names)
     found = (
         difflib.get_close_matches(name, known, 3, cutoff) or [other for other in known if name and name in other][:3]

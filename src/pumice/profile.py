@@ -2,25 +2,26 @@
 
 A profile feeds the cost model (costs.py). ``pumice bench --calibrate`` measures one and keeps it under
 ``$XDG_CACHE_HOME/pumice``, by CPU, ISA and version of pumice; without it the defaults of the ISA in profiles.json hold.
+
+What files need is imported by the functions that have to do with them, since everybody who imports pumice imports this.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pumice._core import native
 
-DEFAULTS = Path(__file__).with_name("profiles.json")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULTS = os.path.join(os.path.dirname(__file__), "profiles.json")
 DEFAULT_ISA = "scalar"  # its defaults stand in for those of an ISA that has none
 
 
@@ -195,7 +196,8 @@ def _nearest(wanted: int, there: Iterable[int]) -> int:
 def cpu_name() -> str:
     """The model of the CPU, as the system calls it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
     except OSError:
         lines = []
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -204,12 +206,16 @@ def cpu_name() -> str:
 
 def cache_folder() -> Path:
     """Where pumice keeps what it can make anew."""
+    from pathlib import Path
+
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pumice"
 
 
 def cache_path(isa: str | None = None) -> Path:
     """The file of this machine's profile, whether it is there or not."""
+    import hashlib
+
     from pumice import __version__
 
     isa = native.get_isa() if isa is None else isa
@@ -219,6 +225,9 @@ def cache_path(isa: str | None = None) -> Path:
 
 def save_profile(profile: Profile) -> Path:
     """Keep a profile in the cache, whole or not at all; returns the file."""
+    import json
+    import tempfile
+
     path = cache_path(profile.isa)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(dir=path.parent, prefix=".profile-", suffix=".json")
@@ -240,6 +249,8 @@ def load_profile(isa: str | None = None) -> Profile:
     >>> load_profile("scalar").isa
     'scalar'
     """
+    import json
+
     from pumice import __version__
 
     isa = native.get_isa() if isa is None else isa
@@ -259,6 +270,9 @@ def load_profile(isa: str | None = None) -> Profile:
 
 def default_profile(isa: str) -> Profile:
     """What is shipped for an ISA."""
-    tables = json.loads(DEFAULTS.read_text("utf-8"))
+    import json
+
+    with open(DEFAULTS, encoding="utf-8") as file:
+        tables = json.load(file)
     profile = Profile.from_json(tables.get(isa, tables[DEFAULT_ISA]))
     return replace(profile, source=f"shipped defaults of {profile.isa}; pumice bench --calibrate measures this machine")

@@ -6,7 +6,6 @@ nothing of where they come from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Self, TypeAlias
@@ -332,6 +331,8 @@ class CalibrationStats(Mapping[str, Moments]):
 
 def packed(parts: Iterable[CalibrationStats]) -> Iterator[tuple[str, NDArray[Any]]]:
     """`CalibrationStats.pack` of several that have no layer in common, as if they were one: an array at a time."""
+    import json
+
     aliases: dict[str, str] = {}
     for stats in parts:
         first: dict[int, str] = {}
@@ -348,6 +349,8 @@ def packed(parts: Iterable[CalibrationStats]) -> Iterator[tuple[str, NDArray[Any
 def _aliases(arrays: Mapping[str, Any]) -> dict[str, str]:
     if ALIASES not in arrays:
         return {}
+    import json
+
     try:
         aliases = json.loads(np.asarray(arrays[ALIASES], np.uint8).tobytes())
     except ValueError as error:

@@ -23,11 +23,11 @@ NUMBERS: dict[int, list[tuple[int, ...]]] = {
 }
 
 # Around a panel (16 rows), a vector (8 and 16 lanes), a word of nibbles (8), a block of x (128) and a group.
-SHAPES = [
+SHAPES = (
     (17, 1), (1, 3), (15, 15), (16, 16), (33, 17), (1, 31), (17, 32), (33, 33), (16, 127), (17, 128), (15, 129),
     (1, 128), (1, 300), (33, 300),
-]  # fmt: skip
-ENCODED_SHAPES = [(1, 1), (3, 16), (17, 33), (33, 129), (16, 300)]
+)  # fmt: skip
+ENCODED_SHAPES = ((1, 1), (3, 16), (17, 33), (33, 129), (16, 300))
 KINDS = ("normal", "large", "sparse", "edges", "offset", "wide")
 BATCHES = (*range(14), 64)
 
@@ -63,19 +63,22 @@ def column_step(scheme: Scheme) -> int:
     return lcm(scheme.group or 1, scheme.numbers[1] if scheme.numbers else 1)
 
 
+@cache
 def fitted(scheme: str, cols: int) -> int:
     """`cols`, or as few more as the layout needs: N:M stores whole patterns."""
     parsed = Scheme.parse(scheme)
     return -(-cols // parsed.numbers[1]) * parsed.numbers[1] if parsed.layout == "nm" else cols
 
 
-def shapes(scheme: str, some: list[tuple[int, int]] = SHAPES) -> list[tuple[int, int]]:
+@cache
+def shapes(scheme: str, some: tuple[tuple[int, int], ...] = SHAPES) -> list[tuple[int, int]]:
     """Shapes that the layout can have."""
     return list(dict.fromkeys((rows, fitted(scheme, cols)) for rows, cols in some))
 
 
+@cache
 def fitting(scheme: str, kind: str, rows: int, cols: int) -> np.ndarray:
-    """`weights` with no more values than the layout stores: N of every M columns, those of largest magnitude."""
+    """`weights` with no more values than the layout stores, N of every M columns, the largest ones; read-only."""
     w, parsed = weights(kind, rows, cols), Scheme.parse(scheme)
     if parsed.layout != "nm":
         return w
@@ -83,7 +86,9 @@ def fitting(scheme: str, kind: str, rows: int, cols: int) -> np.ndarray:
     order = np.argsort(-np.abs(w.reshape(rows, -1, of)), axis=2, kind="stable")
     mask = np.zeros(order.shape, bool)
     np.put_along_axis(mask, order[:, :, :kept], True, axis=2)
-    return np.where(mask.reshape(rows, cols), w, np.float32(0))
+    w = np.where(mask.reshape(rows, cols), w, np.float32(0))
+    w.setflags(write=False)
+    return w
 
 
 def seed(*parts: Any) -> np.random.Generator:
@@ -151,12 +156,14 @@ def activations(cols: int) -> np.ndarray:
     return x
 
 
+@cache
 def finite_activations(cols: int) -> np.ndarray:
-    """Rows of x for bounds: finite, with zeros and subnormals."""
+    """64 rows of x for bounds: finite, with zeros and subnormals; read-only."""
     x = seed("finite", cols).standard_normal((64, cols)).astype(np.float32)
     x[1] *= np.float32(1e-40)
     x[2] = -0.0
     x[3] *= np.float32(1e12)
+    x.setflags(write=False)
     return x
 
 

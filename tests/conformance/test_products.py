@@ -107,7 +107,7 @@ def test_sparse_integer_products_are_those_of_the_dense_codes(scheme: str, mode:
 @pytest.mark.parametrize("scheme", EXACT)
 def test_a_row_with_nan_or_infinity_gives_a_row_of_nan_and_no_other(scheme: str, mode: str) -> None:
     cols = fitted(scheme, 129)
-    x = finite_activations(cols)
+    x = finite_activations(cols).copy()
     x[5, 128], x[9, 0], x[60, 64] = np.nan, np.inf, -np.inf
     y = made(scheme, "sparse", 33, cols).linear(x, None, mode)
     assert np.isnan(y[[5, 9, 60]]).all()

@@ -32,6 +32,8 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray, label: object = "") -> N
     assert got.shape == want.shape, (label, got.shape, want.shape)
     got, want = np.ascontiguousarray(got), np.ascontiguousarray(want)
     differs = got.reshape(-1).view(f"u{got.itemsize}") != want.reshape(-1).view(f"u{want.itemsize}")
+    if not differs.any():
+        return
     if got.dtype.kind == "f":
         differs &= ~(np.isnan(got) & np.isnan(want)).reshape(-1)
     bad = np.flatnonzero(differs)

@@ -113,7 +113,7 @@ def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS, str(HERE), str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
         try:
-            said, _ = running.communicate(timeout=30)
+            said, _ = running.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             running.kill()  # its end of the pipe goes, and its children with it
             raise

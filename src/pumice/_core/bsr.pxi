@@ -68,18 +68,27 @@ cdef class BlockSparse(Weights):
         return np.asarray(out)
 
 
-def encode_bsr(matrix not None, tuple blocksize not None, str values not None):
+def count_bsr(matrix not None, tuple blocksize not None, str values not None):
     cdef cpp.StoredMatrix m = stored_matrix(matrix, values)
     cdef cpp.BlockSparse w
     fill_shape(&w, m.rows, m.cols, blocksize, values)
-    cdef int64_t block_rows = -(-w.rows // w.blockrows), block_cols = -(-w.cols // w.blockcols)
-    cdef int64_t[::1] indptr = np.zeros(block_rows + 1, np.int64)
+    indptr_array = np.zeros(-(-w.rows // w.blockrows) + 1, np.int64)
+    cdef int64_t[::1] indptr = indptr_array
     cdef bint done
     with nogil:
         done = cpp.count_blocks(m, w.blockrows, w.blockcols, &indptr[1])
     if not done:
         raise MemoryError
-    np.cumsum(indptr, out=np.asarray(indptr))
+    return indptr_array.cumsum(out=indptr_array)
+
+
+def encode_bsr(matrix not None, tuple blocksize not None, str values not None):
+    cdef cpp.StoredMatrix m = stored_matrix(matrix, values)
+    cdef cpp.BlockSparse w
+    fill_shape(&w, m.rows, m.cols, blocksize, values)
+    cdef int64_t block_rows = -(-w.rows // w.blockrows), block_cols = -(-w.cols // w.blockcols)
+    cdef int64_t[::1] indptr = count_bsr(matrix, blocksize, values)
+    cdef bint done
     cdef int64_t count = indptr[block_rows], size = w.blockrows * w.blockcols // (2 if values == "int4" else 1)
     indices = np.empty(count, np.uint16 if block_cols <= 65536 else np.uint32)
     data = np.empty(count * size, stored_as(values)[2])

@@ -140,6 +140,9 @@ class BlockSparse(Weights):
     def take(self, ids: NDArray[np.int64]) -> F32:
         """Some rows in float32."""
 
+def count_bsr(matrix: NDArray[Any], blocksize: tuple[int, int], values: str) -> NDArray[np.int64]:
+    """indptr of the blocks of a matrix, as `encode_bsr` takes it, that are not all 0."""
+
 def encode_bsr(
     matrix: NDArray[Any], blocksize: tuple[int, int], values: str
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16] | NDArray[np.uint32], NDArray[Any]]:

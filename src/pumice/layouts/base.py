@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from pumice._core import native
 from pumice.layouts.indexing import bounds, take_ids
-from pumice.layouts.operands import FLOAT32, apart, as_bias, as_matrix, check_out, into, swapped
+from pumice.layouts.operands import FLOAT32, apart, as_bias, as_matrix, check_out
+from pumice.layouts.operators import Operators, into, swapped
 from pumice.layouts.registry import LAYOUTS, build, from_parts
 from pumice.layouts.work import Work
 from pumice.options import Options, current
@@ -23,7 +24,7 @@ PANEL_BYTES = 8 << 20  # decoded weights that are held at a time
 FILE_DTYPES = {"u1": "U8", "i1": "I8", "u2": "U16", "u4": "U32", "i4": "I32", "i8": "I64", "f2": "F16", "f4": "F32"}
 
 
-class CompactArray(ABC):
+class CompactArray(Operators):
     """A weight at its true size: what `compress` returns.
 
     Behaves as a float32 matrix (rows, cols) = (out_features, in_features) that never changes. ``x @ w.T`` and ``w @ x``
@@ -35,7 +36,6 @@ class CompactArray(ABC):
     """Why it has its scheme, if ``"auto"`` chose it: a `pumice.choice.Choice`. Not written to files."""
     outcome: Any = None
     """What the method of `compress` did, if there was one: a `pumice.quantization.Outcome`. Not written to files."""
-    __array_priority__ = 20.0  # `scipy_sparse @ w` and the like come here
     __hash__ = object.__hash__
 
     def __init__(self, scheme: Scheme, shape: tuple[int, ...]) -> None:
@@ -318,30 +318,6 @@ class CompactArray(ABC):
         if isinstance(self, Transposed) and isinstance(other, Transposed):
             return (self.T & other.T).T
         return LAYOUTS[SUM](self, other)  # type: ignore[arg-type]
-
-    def __matmul__(self, x: Any) -> F32:  # w @ x
-        return swapped(self.linear, x)
-
-    def __rmatmul__(self, x: Any) -> F32:  # x @ w
-        return self._untransposed(x)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if ufunc is not np.matmul or method != "__call__":
-            name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-            raise TypeError(f"np.{name}: expected ndarrays, got compact weights, which only np.matmul takes")
-        (out,) = kwargs.pop("out", (None,))
-        if kwargs:
-            raise TypeError(f"np.matmul: expected no option but out for compact weights, got {', '.join(kwargs)}")
-        left, right = inputs
-        return right._right_of(left, out) if isinstance(right, CompactArray) else left._left_of(right, out)
-
-    def _right_of(self, x: Any, out: Array | None) -> F32:
-        """x @ w."""
-        return into(out, self._untransposed(x))
-
-    def _left_of(self, x: Any, out: Array | None) -> F32:
-        """w @ x."""
-        return into(out, self @ x)
 
 
 class Transposed(CompactArray):

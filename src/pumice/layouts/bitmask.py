@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice._core import native
-from pumice.errors import FormatError
+from pumice.errors import FormatError, NonFiniteError
 from pumice.layouts.base import CompactArray
 from pumice.layouts.dense import Form, is_mapped
 from pumice.layouts.indexing import take_ids
@@ -57,58 +57,56 @@ class MaskedArray(CompactArray):
     def encode(
         cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
     ) -> Self:
-        if cls.kept(scheme)[0] == 0 and scheme.values.startswith("int"):
-            return cls(scheme, shape, cls._encode_codes(np.ascontiguousarray(w), scheme, scale_dtype, grid))
-        arrays = cls._encode(w, scheme, scale_dtype, grid) or cls._encode(w, scheme, np.float32, grid)
+        try:
+            arrays = cls._encode(w, scheme, scale_dtype, grid) or cls._encode(w, scheme, np.float32, grid)
+        except NonFiniteError:
+            codec_of(scheme).encode_sparse(w, scheme)  # names the index in the whole
+            raise
         assert arrays is not None  # float32 scales never need wider ones
         return cls(scheme, shape, arrays)
 
     @classmethod
-    def _encode_codes(cls, w: F32, scheme: Scheme, scale_dtype: Any, grid: Arrays | None) -> Arrays:
-        """The canonical arrays of integers wherever they are; only what is not 0 is rounded."""
-        codec, values = cast(Integer, codec_of(scheme)), scheme.values
-        scale = (grid or codec.grid_for(w, scheme, scale_dtype))["scale"]
-        room = native.row_offsets(native.count_csr(w, "float32"), values)
-        data = np.empty(room[-1], stored_dtype(scheme))
-        group = codec.group_of(scheme, w.shape[1])
-        bitmask, counts = native.fill_bitmask_codes(w, scale.astype(np.float32), values, group, room, data)
-        data.resize(native.row_offsets(counts, values)[-1], refcheck=False)  # rounding makes more holes
-        return {"bitmask": bitmask, "data": data, "scale": scale}
-
-    @classmethod
     def _encode(cls, w: F32, scheme: Scheme, scale_dtype: Any, grid: Arrays | None) -> Arrays | None:
         """The canonical arrays, made panel by panel in place; None where one needs wider scales than the first did."""
-        codec, (rows, cols) = codec_of(scheme), w.shape
+        codec, values, (rows, cols) = codec_of(scheme), scheme.values, w.shape
         kept, of = cls.kept(scheme)
         if cols % of:
             raise ValueError(f"w: expected columns in multiples of {of} for {scheme}, got {cols}")
-        bitmask, counts = native.find_places(w, "float32")  # what is 0 before rounding is 0 after it
-        most = np.full(rows, cols // of * kept) if kept else counts
-        data = np.empty(native.row_offsets(most, scheme.values)[-1], stored_dtype(scheme))
+        # What is 0 before rounding is 0 after it.
+        most = np.full(rows, cols // of * kept) if kept else native.count_csr(np.ascontiguousarray(w), "float32")
+        bitmask = np.empty((rows, -(-cols // 8)), np.uint8)
+        data = np.empty(native.row_offsets(most, values)[-1], stored_dtype(scheme))
         scales: list[Array] = []
+        scale: Array | None
         used, step = 0, max(1, PANEL_WEIGHTS // max(cols, 1))
         for start in range(0, max(rows, 1), step):
-            values, some = codec.encode_sparse(
-                w[start : start + step], scheme, scale_dtype, *grid_of(grid, start, start + step)
-            )
-            if some is not None:
-                scales.append(some)
-                if some.dtype != scales[0].dtype:
-                    return None
-            places, stored = native.find_places(values, scheme.values, kept, of)
-            if stored.size and stored.min() < 0:
-                row = int(np.argmin(stored))
-                raise ValueError(
-                    f"w: expected at most {kept} values in every {of} columns, got more in row {start + row} "
-                    f"from column {-1 - stored[row]} on; prune(w, pattern='{kept}:{of}') makes such weights"
+            here = slice(start, start + step)
+            panel, grids = np.ascontiguousarray(w[here]), grid_of(grid, start, start + step)
+            if kept == 0 and isinstance(codec, Integer):  # only what is not 0 is rounded
+                scale = (grids[0] if grids else codec.grid_for(panel, scheme, scale_dtype))["scale"]
+                room, group = native.row_offsets(most[here], values), codec.group_of(scheme, cols)
+                places, stored = native.fill_bitmask_codes(
+                    panel, scale.astype(np.float32), values, group, room, data[used:]
                 )
-            bitmask[start : start + step] = places
-            used += len(_gathered(values, scheme, places, stored, data[used:]))
+                used += int(native.row_offsets(stored, values)[-1])
+            else:
+                rounded, scale = codec.encode_sparse(panel, scheme, scale_dtype, *grids)
+                places, stored = native.find_places(rounded, values, kept, of)
+                if stored.size and stored.min() < 0:
+                    row = int(np.argmin(stored))
+                    raise ValueError(
+                        f"w: expected at most {kept} values in every {of} columns, got more in row {start + row} "
+                        f"from column {-1 - stored[row]} on; prune(w, pattern='{kept}:{of}') makes such weights"
+                    )
+                used += len(_gathered(rounded, scheme, places, stored, data[used:]))
+            bitmask[here] = places
+            if scale is not None:
+                scales.append(scale)
+                if scale.dtype != scales[0].dtype:
+                    return None
         data.resize(used, refcheck=False)  # rounding makes more holes
         arrays = {"bitmask": bitmask, "data": data.reshape(cls._data_shape(scheme, rows, cols, used))}
-        if scheme.values.startswith("int"):
-            arrays["scale"] = np.concatenate(scales)
-        return arrays
+        return arrays | ({"scale": np.concatenate(scales)} if scales else {})
 
     @classmethod
     def from_parts(cls, scheme: Scheme, shape: tuple[int, ...], parts: Mapping[str, Array]) -> Self:

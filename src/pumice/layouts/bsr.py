@@ -18,7 +18,7 @@ from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, codec_of, grid_of, stored_dtype
 
-PANEL_WEIGHTS = 1 << 18  # that are rounded at a time
+PANEL_WEIGHTS = 1 << 16  # that are rounded at a time
 
 
 def refused(scheme: Scheme) -> str | None:
@@ -53,19 +53,23 @@ class BSRArray(CompressedArray):
     def encode(
         cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
     ) -> Self:
-        indptr, indices, data, scales = [np.zeros(1, np.int64)], [], [], []
-        for values, scale in _rounded_panels(w, scheme, grid):
-            ends, columns, blocks = native.encode_bsr(values, block_of(scheme), scheme.values)
-            indptr.append(ends[1:] + indptr[-1][-1])
-            indices.append(columns)
-            data.append(blocks)
-            scales += [] if scale is None else [scale[:, 0]]
-        starts = np.concatenate(indptr)
-        blocks = _joined(data, stored_dtype(scheme)).reshape(cls._data_shape(scheme, starts))
-        index = index_dtype(-(-w.shape[1] // block_of(scheme)[1]))
-        columns = _joined(indices, index).astype(index, copy=False)
+        blocksize, (rows, cols) = block_of(scheme), w.shape
+        most = native.count_bsr(w, blocksize, "float32")  # what is 0 before rounding is 0 after it
+        indptr, indices = np.zeros_like(most), np.empty(most[-1], index_dtype(-(-cols // blocksize[1])))
+        data = np.empty(cls._data_shape(scheme, most), stored_dtype(scheme))
         scaled = codec_of(scheme).sparse_dtype == np.int8
-        return cls(scheme, shape, starts, columns, blocks, _joined(scales, np.float32) if scaled else None)
+        scales, row, end = np.empty(rows, np.float32) if scaled else None, 0, 0
+        for start, values, scale in _rounded_panels(w, scheme, grid):
+            ends, columns, blocks = native.encode_bsr(values, blocksize, scheme.values)
+            stop = end + len(columns)
+            indptr[row + 1 : row + len(ends)] = ends[1:] + end
+            indices[end:stop], data[end:stop] = columns, blocks.reshape(-1, *data.shape[1:])
+            if scales is not None and scale is not None:
+                scales[start : start + len(values)] = scale[:, 0]
+            row, end = row + len(ends) - 1, stop
+        for array in (indices, data):  # rounding makes more holes
+            array.resize((end, *array.shape[1:]), refcheck=False)
+        return cls(scheme, shape, indptr, indices, data, scales)
 
     @classmethod
     def _data_shape(cls, scheme: Scheme, indptr: NDArray[np.int64]) -> tuple[int, ...]:
@@ -177,26 +181,16 @@ def _check_aligned(what: str, cut: slice, step: int, size: int) -> None:
         raise IndexError(f"index: expected {what} at multiples of the block, {step}, got {cut.start}:{cut.stop}")
 
 
-def _rounded_panels(w: F32, scheme: Scheme, grid: Arrays | None = None) -> Iterator[tuple[Array, Array | None]]:
-    """What is stored of w, with its scales, some rows at a time: float32 as it is, others where they are rounded."""
+def _rounded_panels(w: F32, scheme: Scheme, grid: Arrays | None = None) -> Iterator[tuple[int, Array, Array | None]]:
+    """Some rows at a time, the first of them, what is stored of them and their scales."""
     codec, height, rows = codec_of(scheme), block_of(scheme)[0], max(w.shape[0], 1)
-    step = rows if scheme.values == "float32" else max(PANEL_WEIGHTS // max(w.shape[1], 1) // height, 1) * height
+    step = max(PANEL_WEIGHTS // max(w.shape[1], 1) // height, 1) * height
     for start in range(0, rows, step):
         try:
-            yield codec.encode_sparse(w[start : start + step], scheme, np.float32, *grid_of(grid, start, start + step))
+            yield (
+                start,
+                *codec.encode_sparse(w[start : start + step], scheme, np.float32, *grid_of(grid, start, start + step)),
+            )
         except NonFiniteError:
             codec.encode_sparse(w, scheme, np.float32)  # for the index in its message
             raise
-
-
-def _joined(pieces: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    """The pieces in one; each is freed once it is copied, so that they are not held twice."""
-    if len(pieces) == 1:
-        return pieces.pop()
-    whole, end = np.empty(sum(len(piece) for piece in pieces), dtype), 0
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        whole[end : end + len(piece)] = piece
-        end += len(piece)
-    return whole

@@ -82,20 +82,3 @@ def apart(out: Array, x: Array) -> bool:
     if out.base is None and x.base is None:  # both own their memory
         return out is not x
     return not np.may_share_memory(out, x)
-
-
-def into(out: Array | None, y: F32) -> F32:
-    """y, in `out` if there is one."""
-    if out is None:
-        return y
-    check_out(out, y.shape)
-    out[...] = y
-    return out
-
-
-def swapped(product: Any, x: Any) -> F32:
-    """w @ x for x (..., cols, n) or (cols,), from a product that takes rows."""
-    array = as_array("x", x)
-    if array.ndim < 2:
-        return product(array)  # type: ignore[no-any-return]
-    return np.swapaxes(product(np.swapaxes(array, -1, -2)), -1, -2)
