@@ -337,5 +337,5 @@ def settled(
         if grid is not None and static is not None:
             for name, array in static.items():
                 grid[name][bad] = array[bad]
-        log.warning("%d of %d rows overflowed: nothing makes up for what they lack", rounded, len(bad))
+        _log().warning("%d of %d rows overflowed: nothing makes up for what they lack", rounded, len(bad))
     return found, float(loss[~bad].mean()) if rounded < len(bad) else None, rounded
