@@ -128,9 +128,9 @@ def _weight(scheme: str, rows: int, cols: int) -> CompactArray:
 
 
 def _works(w: CompactArray, batches: tuple[int, ...]) -> Iterator[tuple[Work, int, str | None]]:
-    """What products of an array do, whose kernel each batch has one of: the work, the batch and the kernel.
+    """Of each way that x enters and each batch: what the product does, the batch, and its kernel, None without one.
 
-    A kernel that serves float32 x too does not depend on how x enters.
+    What float32 x has, too, is not said again: it does not depend on how x enters.
     """
     for activations in ACTIVATIONS:
         for batch in batches:
