@@ -27,12 +27,13 @@ def _numpy(w: np.ndarray, setting: Setting) -> Iterator[Case]:
 
 def _pumice(w: np.ndarray, setting: Setting, scheme: str, *modes: str) -> Iterator[Case]:
     import pumice as pm
+    from pumice.memory import copied
 
     compact = pm.compress(w, scheme)
     pm.set_num_threads(setting.threads)
 
     def copy() -> Any:
-        parts = {name: part.copy() for name, part in compact.parts().items()}
+        parts = {name: copied(part) for name, part in compact.parts().items()}
         return pm.from_parts(compact.scheme, compact.shape, parts)
 
     copies = [copy() for _ in range(setting.copies(compact.nbytes))]

@@ -94,8 +94,9 @@ def pumice(setting: Setting, schemes: dict[str, tuple[str, ...]], weight: str | 
 
 def _again(compact: Any) -> Any:
     import pumice as pm
+    from pumice.memory import copied
 
-    return pm.from_parts(compact.scheme, compact.shape, {name: part.copy() for name, part in compact.parts().items()})
+    return pm.from_parts(compact.scheme, compact.shape, {name: copied(part) for name, part in compact.parts().items()})
 
 
 def _resident(copy: list[Any]) -> int:

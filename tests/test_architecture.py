@@ -16,7 +16,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "pumice"
 
 # Each entry may import itself and what stands before it; sets stand side by side and do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors", "_core"},
+    {"errors", "memory"},
+    {"_core"},
     {"options", "scheme", "threadpools", "profile", "timing"},
     {"values"},
     {"layouts"},

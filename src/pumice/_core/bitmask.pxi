@@ -108,14 +108,14 @@ cdef class Bitmask(Weights):
     def prepack(self):
         """Masks (panels, steps), offsets (panels,) and data of the codes, panel by panel."""
         cdef int64_t panels = -(-self.rows // PANEL), steps = (self.cols + 3) // 4
-        masks_array, sizes_array = np.empty((panels, steps), np.uint64), np.empty(panels, np.int64)
+        masks_array, sizes_array = memory.empty((panels, steps), np.uint64), np.empty(panels, np.int64)
         cdef uint64_t[:, ::1] masks = masks_array
         cdef int64_t[::1] sizes = sizes_array
         cdef cpp.Status status
         with nogil:
             cpp.panel_masks(self.w, &masks[0, 0], &sizes[0])
         ends = np.cumsum(sizes_array)
-        data_array = np.empty((int(ends[panels - 1]) if panels else 0) + DATA_PADDING, np.uint8)
+        data_array = memory.empty((int(ends[panels - 1]) if panels else 0) + DATA_PADDING, np.uint8)
         data_array[-DATA_PADDING:] = 0
         offsets_array = ends - sizes_array
         cdef int64_t[::1] offsets = offsets_array

@@ -44,7 +44,7 @@ cdef class CompressedRows(Weights):
         return cpp.matmul_csr(self.w, io, mode)
 
     def count_runs(self):
-        runs = np.empty((self.rows, -(-self.cols // 128)), np.uint8)
+        runs = memory.empty((self.rows, -(-self.cols // 128)), np.uint8)
         cdef uint8_t[::1] out = runs.reshape(-1)
         with nogil:
             cpp.count_runs(self.w, &out[0])

@@ -8,11 +8,12 @@ import numpy as np
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from pumice import memory
 from pumice._core cimport cpp
 
 cdef dict MODES = {"int16": <int>cpp.Activations.kInt16, "int8": <int>cpp.Activations.kInt8,
                    "float32": <int>cpp.Activations.kFloat32}
-cdef int64_t PANEL = 16, DATA_PADDING = 64, HUGE_PAGE = 2 << 20
+cdef int64_t PANEL = 16, DATA_PADDING = 64
 
 
 def isas():
@@ -201,7 +202,7 @@ def unpack_codes(const uint8_t[:, ::1] packed not None, int bits, int64_t cols):
 
 def encode_halves(values not None, bint bfloat16):
     cdef const float[::1] flat = values.reshape(-1)
-    bits_array = np.empty(values.shape, np.uint16)
+    bits_array = memory.empty(values.shape, np.uint16)
     cdef uint16_t[::1] bits = bits_array.reshape(-1)
     cdef int64_t count = flat.shape[0], bad
     with nogil:
@@ -225,23 +226,11 @@ cdef int check_kernel_bits(int bits) except -1:
     return 0
 
 
-cdef object on_huge_pages(tuple shape):
-    """New bytes, aligned so that they lie on huge pages but for a rest at their end. NumPy asks for such pages from 4 MB on, but
-    where its memory is not aligned Linux gives 512 small ones each, which takes ten times as long."""
-    cdef int64_t count = shape[0] * shape[1] * shape[2] * shape[3]
-    if count < 2 * HUGE_PAGE:
-        return np.empty(shape, np.uint8)
-    memory = np.empty(count + HUGE_PAGE, np.uint8)
-    cdef uint8_t[::1] view = memory
-    cdef int64_t first = -<int64_t>&view[0] % HUGE_PAGE  # as in Python: not negative
-    return memory[first : first + count].reshape(shape)
-
-
 def prepack_dense(const uint8_t[:, ::1] packed not None, int bits, int64_t cols):
     check_kernel_bits(bits)
     cdef int64_t rows = packed.shape[0]
     check_shape("packed", (rows, cpp.row_bytes(cols, bits)), (rows, packed.shape[1]))
-    panels = on_huge_pages((-(-rows // PANEL), cpp.panel_words(cols, bits), PANEL, 4))
+    panels = memory.empty((-(-rows // PANEL), cpp.panel_words(cols, bits), PANEL, 4), np.uint8)
     cdef uint8_t[:, :, :, ::1] out = panels
     with nogil:
         cpp.prepack(&packed[0, 0], rows, cols, bits, &out[0, 0, 0, 0])

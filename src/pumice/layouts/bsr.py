@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice import memory
 from pumice._core import native
 from pumice.errors import NonFiniteError
 from pumice.layouts.compressed import CompressedArray, block_of, index_dtype, sorted_scipy
@@ -55,8 +56,8 @@ class BSRArray(CompressedArray):
     ) -> Self:
         blocksize, (rows, cols) = block_of(scheme), w.shape
         most = native.count_bsr(w, blocksize, "float32")  # what is 0 before rounding is 0 after it
-        indptr, indices = np.zeros_like(most), np.empty(most[-1], index_dtype(-(-cols // blocksize[1])))
-        data = np.empty(cls._data_shape(scheme, most), stored_dtype(scheme))
+        indptr, indices = np.zeros_like(most), memory.empty(int(most[-1]), index_dtype(-(-cols // blocksize[1])))
+        data = memory.empty(cls._data_shape(scheme, most), stored_dtype(scheme))
         scaled = codec_of(scheme).sparse_dtype == np.int8
         scales, row, end = np.empty(rows, np.float32) if scaled else None, 0, 0
         for start, values, scale in _rounded_panels(w, scheme, grid):
@@ -67,9 +68,7 @@ class BSRArray(CompressedArray):
             if scales is not None and scale is not None:
                 scales[start : start + len(values)] = scale[:, 0]
             row, end = row + len(ends) - 1, stop
-        for array in (indices, data):  # rounding makes more holes
-            array.resize((end, *array.shape[1:]), refcheck=False)
-        return cls(scheme, shape, indptr, indices, data, scales)
+        return cls(scheme, shape, indptr, indices[:end], data[:end], scales)  # rounding makes more holes
 
     @classmethod
     def _data_shape(cls, scheme: Scheme, indptr: NDArray[np.int64]) -> tuple[int, ...]:
@@ -99,7 +98,7 @@ class BSRArray(CompressedArray):
         height, width = matrix.blocksize
         parts = {
             "indptr": matrix.indptr.astype(np.int64),
-            "indices": matrix.indices.astype(index_dtype(matrix.shape[1] // width)),
+            "indices": memory.copied(matrix.indices, index_dtype(matrix.shape[1] // width)),
             "data": matrix.data.astype(np.float32, copy=False),
             "shape": np.array(matrix.shape, np.int64),
         }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice import memory
 from pumice._core import native
 from pumice.errors import NonFiniteError
 from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
@@ -72,8 +73,8 @@ class CSRArray(CompressedArray):
         w = np.ascontiguousarray(w)
         room = _ends(native.count_csr(w, "float32"))  # before rounding; what is left after it is no more
         starts = _starts_of(room) if packed else None
-        indices = np.empty(room[-1], index_dtype(cols))
-        data = np.empty((room if starts is None else starts)[-1], stored_dtype(scheme))
+        indices = memory.empty(int(room[-1]), index_dtype(cols))
+        data = memory.empty(int((room if starts is None else starts)[-1]), stored_dtype(scheme))
         scales = None
         if values in INTEGERS:
             codec = cast(Integer, codec_of(scheme))
@@ -83,9 +84,8 @@ class CSRArray(CompressedArray):
         else:
             counts = _fill_floats(w, scheme, room, indices, data)
         indptr = _ends(counts)
-        indices.resize(indptr[-1], refcheck=False)  # in place
-        data.resize((_starts_of(indptr) if packed else indptr)[-1], refcheck=False)
-        return cls(scheme, shape, indptr, indices, data, scales)
+        end = (_starts_of(indptr) if packed else indptr)[-1]
+        return cls(scheme, shape, indptr, indices[: indptr[-1]], data[:end], scales)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Self:
@@ -99,7 +99,7 @@ class CSRArray(CompressedArray):
             matrix.eliminate_zeros()
         parts = {
             "indptr": matrix.indptr.astype(np.int64),
-            "indices": matrix.indices.astype(index_dtype(matrix.shape[1])),
+            "indices": memory.copied(matrix.indices, index_dtype(matrix.shape[1])),
             "data": matrix.data.astype(np.float32, copy=False),
             "shape": np.array(matrix.shape, np.int64),
         }

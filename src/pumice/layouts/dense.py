@@ -14,6 +14,7 @@ from pumice.layouts.operands import frozen
 from pumice.layouts.permuted import PermutedArray
 from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
+from pumice.memory import Anonymous
 from pumice.options import Options
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, Energies, StoredRows, Weights, codec_of, grid_of, matrix_shape
@@ -260,7 +261,7 @@ def is_mapped(array: Array) -> bool:
     base: Any = array
     while base is not None:
         if isinstance(base, mmap.mmap):
-            return True
+            return not isinstance(base, Anonymous)
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
     return False
 

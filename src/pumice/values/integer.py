@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pumice._core import native
 from pumice.errors import FormatError, NonFiniteError
+from pumice.memory import copied
 from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, Codec, Energies, StoredRows, Weights, matrix_shape
 
@@ -253,4 +254,4 @@ def to_panels(array: Array) -> Array:
     rows, groups = array.shape
     padded = np.zeros((-(-rows // PANEL) * PANEL, groups), array.dtype)
     padded[:rows] = array
-    return np.ascontiguousarray(padded.reshape(-1, PANEL, groups).swapaxes(1, 2))
+    return copied(padded.reshape(-1, PANEL, groups).swapaxes(1, 2))
