@@ -21,7 +21,7 @@ from machine import about
 from pages import machine_page, write_machine
 from sparse_tables import table as markdown
 
-HOPELESS, LEADING, FINAL_ROUNDS = 4.0, 1.25, 15
+HOPELESS, LEADING, FINAL_ROUNDS = 4.0, 1.25, 31
 PATTERNS = {None: (0.0, 0.5, 0.7, 0.8, 0.9, 0.95), "bsr-16x4": (0.7, 0.9), "bsr-16x16": (0.8,), "2:4": (None,)}
 
 

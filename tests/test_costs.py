@@ -201,7 +201,7 @@ def test_rates_are_interpolated_between_batches_and_taken_from_the_nearest() -> 
 
 
 def test_what_products_from_dram_took_corrects_what_the_model_says_of_them() -> None:
-    corrected = Rate("k", "int16", "dense int8", 8, 128, 1, {1: 100.0}, cold={1: 2.0, 16: 0.5})
+    corrected = Rate("k", "int16", "dense int8", 8, 128, 1, {1: 100.0}, cold={10**6: {1: 2.0, 16: 0.5}})
     work = Work(1e6, (Step("k", 2e6),), "int16", "dense int8", 8, 128)
     plain, better = (replace(profile_of(), rates=(r,)) for r in (replace(corrected, cold={}), corrected))
     for batch, factor in ((1, 2.0), (4, 1.0), (16, 0.5), (64, 0.5)):
@@ -217,6 +217,14 @@ def test_what_products_from_dram_took_corrects_what_the_model_says_of_them() -> 
     assert both is not None and both.correction == pytest.approx(2)
 
 
+def test_between_two_sizes_a_product_from_dram_is_a_straight_line_in_its_bytes() -> None:
+    rate = Rate("k", "int16", "csr", 8, 128, 1, {1: 1.0}, cold={1000: {1: 3.0}, 5000: {1: 1.0, 16: 2.0}})
+    found = [size * rate.cold_at(size, 1) for size in (1000, 2000, 3000, 5000)]
+    assert found == pytest.approx([3000, 3500, 4000, 5000])
+    assert rate.cold_at(1, 1) == rate.cold_at(1000, 1) == 3.0  # as the smallest
+    assert rate.cold_at(10**9, 16) == rate.cold_at(5000, 16) == 2.0  # and as the largest
+
+
 def test_calibration_measures_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "LASTING": 1e-6,
@@ -225,6 +233,8 @@ def test_calibration_measures_every_kernel(monkeypatch: pytest.MonkeyPatch) -> N
         "COLS": 64,
         "BATCHES": (1, 16),
         "COLD_REPEATS": 1,
+        "COLD_PASSES": 2,
+        "COLD_SIZES": {True: ((64, 64, 0.4), (64, 64, 2.0)), False: ((16, 64, 1.0), (64, 64, 1.0))},
     }.items():
         monkeypatch.setattr(f"pumice.calibration.{name}", value)
     monkeypatch.setattr("pumice.calibration.SIZES", (1 << 12, 1 << 14))
@@ -238,6 +248,8 @@ def test_calibration_measures_every_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     assert {(b.nbytes, b.threads) for b in profile.bandwidths} == {
         (n, t) for n in (1 << 12, 1 << 14) for t in {1, before}
     }
-    assert {tuple(rate.cold) for rate in profile.rates if rate.kernel == "matmul_int"} == {(1, 4, 16, 64)}
+    for rate in profile.rates:
+        assert len(rate.cold) == (2 if rate.gops else 0), rate
+        assert all(set(factors) <= {1, 4, 16, 64} for factors in rate.cold.values()), rate
     save_profile(profile)
     assert load_profile() == profile

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +37,23 @@ ROWS, COLS = 1024, 2048
 BATCHES = (1, 4, 16, 64, 256)
 SIZES = (1 << 18, 1 << 21, 1 << 24, COLD_BYTES)  # bytes of weights that a level of the caches holds; the last none
 STREAMED = "int8"  # the scheme whose products read the most bytes a second, in int8 activations
-COLD_BATCHES, COLD_REPEATS = (1, 4, 16, 64), 5  # of products with weights from DRAM, whose median counts
+COLD_BATCHES = (1, 4, 16, 64)  # of products with weights from DRAM
+COLD_PASSES, COLD_REPEATS = 3, 3  # the best pass counts, and of each the median: what disturbs may last for seconds
+# Of these products: rows, columns, and how many times as many values as above a sparse layout stores.
+COLD_SIZES = {
+    True: ((2 * ROWS, COLS, 0.4), (2 * ROWS, COLS, 2.0)),
+    False: ((ROWS // 2, COLS, 1.0), (2 * ROWS, COLS, 1.0)),
+}
 LASTING = 0.004  # seconds of a measurement; the best of a few counts, since whatever disturbs only slows
 REPEATS = 3
 
 Progress = Callable[[str, int, int], None]
+Cold: TypeAlias = dict[int, dict[int, dict[int, float]]]
+"""Place of a rate -> bytes of a weight -> batch -> how many times what the cost model says."""
 
 
 def calibrate(progress: Progress | None = None) -> Profile:
-    """Measure this machine on the ISA in force, with one thread and with all: about 40 seconds.
+    """Measure this machine on the ISA in force, with one thread and with all: about 90 seconds.
 
     Parameters
     ----------
@@ -56,7 +65,8 @@ def calibrate(progress: Progress | None = None) -> Profile:
     threads = sorted({1, native.get_num_threads()})
     tell = progress or (lambda text, done, total: None)
     schemes = [*SCHEMES, *filter(_is_known, SPARSE)]
-    total, done = len(threads) * (2 * len(schemes) + 1), 0
+    weights = [(scheme, _weight(scheme, *size)) for scheme in schemes for size in COLD_SIZES[_is_free(scheme)]]
+    total, done = len(threads) * (len(schemes) + 1 + COLD_PASSES * len(weights)), 0
     bandwidths: list[Bandwidth] = []
     rates: list[Rate] = []
     overheads: dict[str, float] = {}
@@ -74,16 +84,19 @@ def calibrate(progress: Progress | None = None) -> Profile:
     profile = Profile(
         cpu_name(), native.get_isa(), __version__, f"measured {now}", tuple(bandwidths), tuple(rates), overheads
     )
+    cold: Cold = {}
     evict = np.ones(COLD_BYTES // 8)
     for count in threads:
         with _threads(count) as blas_too:
-            for scheme in schemes:
-                tell(f"{scheme} from DRAM, {count} threads", done, total)
-                if scheme != "float32" or blas_too:
-                    profile = _corrected(profile, scheme, count, evict)
-                done += 1
+            for _ in range(COLD_PASSES):
+                for scheme, w in weights:
+                    tell(f"{scheme} from DRAM, {count} threads", done, total)
+                    if scheme != "float32" or blas_too:
+                        _measure_cold(w, profile, count, evict, cold)
+                    done += 1
     tell("done", total, total)
-    return profile
+    corrected = (replace(rate, cold=cold.get(index, {})) for index, rate in enumerate(profile.rates))
+    return replace(profile, rates=tuple(corrected))
 
 
 @contextlib.contextmanager
@@ -111,7 +124,7 @@ def _is_known(scheme: str) -> bool:
     return True
 
 
-def _weight(scheme: str, rows: int, cols: int) -> CompactArray:
+def _weight(scheme: str, rows: int, cols: int, more: float = 1.0) -> CompactArray:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((rows, cols), np.float32)
     pattern = Scheme.parse(scheme).pattern
@@ -120,7 +133,7 @@ def _weight(scheme: str, rows: int, cols: int) -> CompactArray:
         w *= (rng.random((rows, cols // m, m)).argsort(axis=2) < n).reshape(rows, cols)
     elif scheme in SPARSE:
         height, width = (1, 1) if pattern is None or pattern.blocksize is None else pattern.blocksize
-        kept = rng.random((-(-rows // height), -(-cols // width))) < SPARSE[scheme]
+        kept = rng.random((-(-rows // height), -(-cols // width))) < more * SPARSE[scheme]
         kept[:1, :1] = True  # a tiny weight has something, too
         w *= np.kron(kept, np.ones((height, width), bool))[:rows, :cols]
     array: CompactArray = compress(w, scheme)
@@ -161,10 +174,14 @@ def _measure_scheme(scheme: str, threads: int, rates: list[Rate], overheads: dic
             rates.append(Rate(kernel_name, activations, *like, threads, gops))
 
 
-def _corrected(profile: Profile, scheme: str, threads: int, evict: NDArray[np.float64]) -> Profile:
-    """The profile that knows how far from the cost model products of a scheme are whose weights come from DRAM."""
-    w = _weight(scheme, 2 * ROWS, COLS)  # long enough that what a cold start costs counts little
-    found: dict[int, dict[int, float]] = {}
+def _is_free(scheme: str) -> bool:
+    """Whether a layout stores as many values as a weight has, not always the same share."""
+    pattern = Scheme.parse(scheme).pattern
+    return scheme in SPARSE and (pattern is None or pattern.kept is None)
+
+
+def _measure_cold(w: CompactArray, profile: Profile, threads: int, evict: NDArray[np.float64], cold: Cold) -> None:
+    """Into `cold`: how far products with a weight from DRAM are from the cost model, or were before if that is less."""
     for work, batch, _ in _works(w, COLD_BATCHES):
         rate = profile.nearest(work.steps[0].kernel, work, threads)
         expected = estimate(work, batch, profile, threads=threads, cold=True)
@@ -173,12 +190,9 @@ def _corrected(profile: Profile, scheme: str, threads: int, evict: NDArray[np.fl
         for _ in range(COLD_REPEATS + 1):
             evict.sum()
             seconds.append(once(run))
-        correction = _short(float(np.median(seconds[1:])) / expected.seconds)  # the first prepacks
-        found.setdefault(profile.rates.index(rate), {})[batch] = correction
-    rates = list(profile.rates)
-    for index, cold in found.items():
-        rates[index] = replace(rates[index], cold=cold)
-    return replace(profile, rates=tuple(rates))
+        correction = _short(float(np.median(seconds[1:])) / expected.seconds)  # the first may prepack
+        factors = cold.setdefault(profile.rates.index(rate), {}).setdefault(round(work.nbytes), {})
+        factors[batch] = min(correction, factors.get(batch, math.inf))
 
 
 def _short(number: float) -> float:

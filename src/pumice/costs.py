@@ -103,7 +103,7 @@ def estimate(
         arithmetic += step.operations / (rate.at(batch) * threads / rate.threads) / 1e9
         call += profile.overheads.get(step.kernel, 0.0)
         if cold and step is work.steps[0]:
-            correction = rate.cold_at(batch)
+            correction = rate.cold_at(work.nbytes, batch)
     memory = work.nbytes / profile.bandwidth(math.inf if cold else work.nbytes, threads) / 1e9
     exposed = EXPOSED * min(memory, arithmetic) if cold else 0.0
     mine = Estimate(memory, arithmetic, call, exposed, correction)

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from pumice._core import native
 
 if TYPE_CHECKING:
@@ -65,8 +67,9 @@ class Rate:
         Columns that share a scale, or values that share an index.
     gops : mapping of int to float
         Batch -> 1e9 operations a second, multiplications and additions apart; of "decode", 1e9 weights.
-    cold : mapping of int to float
-        Batch -> how many times what the cost model says a product with weights from DRAM took. Empty: as it says.
+    cold : mapping of int to mapping of int to float
+        Bytes of a weight -> batch -> how many times what the cost model says a product with it from DRAM took.
+        Empty: as it says.
     """
 
     kernel: str
@@ -76,15 +79,24 @@ class Rate:
     unit: int
     threads: int
     gops: Mapping[int, float]
-    cold: Mapping[int, float] = field(default_factory=dict)
+    cold: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
     def at(self, batch: int) -> float:
         """1e9 operations a second at a batch, interpolated between the measured ones."""
         return _between(self.gops, batch)
 
-    def cold_at(self, batch: int) -> float:
-        """How many times what the cost model says a product with weights from DRAM takes."""
-        return _between(self.cold, batch) if self.cold else 1.0
+    def cold_at(self, nbytes: float, batch: int) -> float:
+        """How many times what the cost model says a product with weights from DRAM takes.
+
+        Between two sizes that were measured the product, not this factor, is a straight line in the bytes: part of it
+        is what every product costs.
+        """
+        if not self.cold:
+            return 1.0
+        sizes = sorted(self.cold)
+        nbytes = min(max(nbytes, sizes[0]), sizes[-1])
+        products = [size * _between(self.cold[size], batch) for size in sizes]
+        return float(np.interp(nbytes, sizes, products)) / nbytes
 
 
 @dataclass(frozen=True)
@@ -151,16 +163,19 @@ class Profile:
 
 
 def _rate(table: Any) -> Rate:
-    gops, cold = (
-        {_count(batch): _positive(name, value) for batch, value in found.items()}
-        for name, found in (("gops", table["gops"]), ("cold", table.get("cold", {})))
-    )
-    if not gops:
-        raise ValueError("gops: expected at least one batch, got none")
+    gops = _by_batch("gops", table["gops"])
+    cold = {_count(nbytes): _by_batch("cold", found) for nbytes, found in table.get("cold", {}).items()}
     kernel, activations, stored = (_text(name, table[name]) for name in ("kernel", "activations", "stored"))
     return Rate(
         kernel, activations, stored, _count(table["bits"]), _count(table["unit"]), _count(table["threads"]), gops, cold
     )
+
+
+def _by_batch(name: str, table: Any) -> dict[int, float]:
+    found = {_count(batch): _positive(name, value) for batch, value in table.items()}
+    if not found:
+        raise ValueError(f"{name}: expected at least one batch, got none")
+    return found
 
 
 def _text(name: str, value: Any) -> str:
