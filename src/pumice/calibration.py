@@ -41,8 +41,8 @@ COLD_BATCHES = (1, 4, 16, 64)  # of products with weights from DRAM
 COLD_PASSES, COLD_REPEATS = 3, 3  # the best pass counts, and of each the median: what disturbs may last for seconds
 # Of these products: rows, columns, and how many times as many values as above a sparse layout stores.
 COLD_SIZES = {
-    True: ((2 * ROWS, COLS, 0.4), (2 * ROWS, COLS, 2.0)),
-    False: ((ROWS // 2, COLS, 1.0), (2 * ROWS, COLS, 1.0)),
+    True: tuple((2 * ROWS, COLS, more) for more in (0.4, 1.0, 2.0)),
+    False: tuple((rows, COLS, 1.0) for rows in (ROWS // 2, 2 * ROWS)),
 }
 LASTING = 0.004  # seconds of a measurement; the best of a few counts, since whatever disturbs only slows
 REPEATS = 3
@@ -53,7 +53,7 @@ Cold: TypeAlias = dict[int, dict[int, dict[int, float]]]
 
 
 def calibrate(progress: Progress | None = None) -> Profile:
-    """Measure this machine on the ISA in force, with one thread and with all: about 90 seconds.
+    """Measure this machine on the ISA in force, with one thread and with all: about two minutes.
 
     Parameters
     ----------

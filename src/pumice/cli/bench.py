@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     add("--activations", choices=ACTIVATIONS, help="how x enters integer products (default: int16)")
     add("--rounds", metavar="N", type=int, default=5, help="of which medians are taken (default: 5)")
     add("--hot", action="store_true", help="one copy of each weight (default: copies that no cache holds)")
-    add("--calibrate", action="store_true", help="measure this machine's profile instead, and keep it (a minute)")
+    add("--calibrate", action="store_true", help="measure this machine's profile instead, and keep it (two minutes)")
     add_json(command)
 
 
