@@ -76,6 +76,8 @@ void count_runs(const CompressedRows& w, uint8_t* runs) noexcept;
 // Block-sparse weights from matrices, and back: formats/bsr.hpp. False: no memory for the scratch.
 bool count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept;
 bool fill_blocks(const StoredMatrix& m, const BlockSparse& w) noexcept;
+// From floats: counts[block row] blocks of codes each, moved together; w.indptr says how much room each block row has.
+bool fill_bsr_codes(const formats::FloatRows& m, const BlockSparse& w, int64_t* counts) noexcept;
 void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept;
 
 // First bad block row and the rule it breaks: 0 none, 1 indptr falls or leaves the indices, 2 an index is out of

@@ -118,12 +118,11 @@ Status matmul_integer_tiles(const BlockSparse& w, const Operands& io, int64_t fi
 
 // body(block rows, scratch of m.cols words)
 template <class Body>
-bool for_matrix(const StoredMatrix& m, int64_t blockrows, const Body& body) noexcept {
+bool for_matrix(int64_t rows, int64_t cols, int64_t blockrows, const Body& body) noexcept {
   std::atomic<bool> no_memory{false};
-  on_pool(ceil_div(m.rows, blockrows), 1, m.rows * m.cols * 4, [&](Range range) {
-    Workspace any(m.cols * 4);
-    if (!any.get()) return no_memory.store(true);
-    body(range, reinterpret_cast<uint32_t*>(any.get()));
+  on_pool(ceil_div(rows, blockrows), 1, rows * cols * 4, [&](Range range) {
+    Workspace any(cols * 4);
+    if (!any.get() || !body(range, reinterpret_cast<uint32_t*>(any.get()))) no_memory.store(true);
   });
   return !no_memory.load();
 }
@@ -164,13 +163,31 @@ Fault check_rows(const int64_t* indptr, int64_t block_rows, const Index* indices
 }  // namespace
 
 bool count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts) noexcept {
-  return for_matrix(m, blockrows, [&](Range range, uint32_t* any) {
+  return for_matrix(m.rows, m.cols, blockrows, [&](Range range, uint32_t* any) {
     formats::count_blocks(m, blockrows, blockcols, range.begin, range.end, any, counts);
+    return true;
   });
 }
 
 bool fill_blocks(const StoredMatrix& m, const BlockSparse& w) noexcept {
-  return for_matrix(m, w.blockrows, [&](Range range, uint32_t* any) { formats::fill_blocks(m, w, range.begin, range.end, any); });
+  return for_matrix(m.rows, m.cols, w.blockrows, [&](Range range, uint32_t* any) {
+    formats::fill_blocks(m, w, range.begin, range.end, any);
+    return true;
+  });
+}
+
+bool fill_bsr_codes(const formats::FloatRows& m, const BlockSparse& w, int64_t* counts) noexcept {
+  const bool done = for_matrix(m.rows, m.g.cols, w.blockrows, [&](Range range, uint32_t* any) {
+    Workspace codes(w.blockrows * m.g.cols);
+    if (!codes.get()) return false;
+    formats::fill_bsr_codes(m, w, range.begin, range.end, reinterpret_cast<int8_t*>(codes.get()), any, counts);
+    return true;
+  });
+  if (!done) return false;
+  const int64_t block_rows = ceil_div(m.rows, w.blockrows), block = w.blockrows * w.blockcols / (w.values == Values::kInt4 ? 2 : 1);
+  formats::close_gaps(const_cast<void*>(w.indices), w.wide_indices ? 4 : 2, block_rows, w.indptr, counts);
+  formats::close_gaps(const_cast<void*>(w.data), block, block_rows, w.indptr, counts);
+  return true;
 }
 
 void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out) noexcept {

@@ -68,38 +68,41 @@ void count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, i
   }
 }
 
-void fill_blocks(const StoredMatrix& m, const BlockSparse& w, int64_t begin, int64_t end, uint32_t* any) noexcept {
+int64_t fill_block_row(const StoredMatrix& m, int64_t block_row, const BlockSparse& w, int64_t first, uint32_t* any) noexcept {
   const int64_t R = w.blockrows, C = w.blockcols, item = value_bytes(m.kind);
   auto* data = static_cast<uint8_t*>(const_cast<void*>(w.data));
-  for (int64_t b = begin; b < end; ++b) {
-    int64_t i = w.indptr[b];
-    const int64_t rows = std::min(R, m.rows - b * R);
-    const auto* top = static_cast<const uint8_t*>(m.values) + b * R * m.cols * item;
-    for_found(m, R, C, b, any, [&](int64_t column) {
-      void* indices = const_cast<void*>(w.indices);
-      w.wide_indices ? void(static_cast<uint32_t*>(indices)[i] = static_cast<uint32_t>(column))
-                     : void(static_cast<uint16_t*>(indices)[i] = static_cast<uint16_t>(column));
-      const int64_t k = column * C, cols = std::min(C, m.cols - k);
-      if (w.values == Values::kInt4) {
-        uint8_t* to = data + i * R * C / 2;
-        std::memset(to, 0x88, static_cast<size_t>(R * C / 2));  // zeros
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t c = 0; c < cols; ++c) {
-            const int64_t at = r * C + c;
-            const auto code = static_cast<uint8_t>(top[r * m.cols + k + c] & 15);  // of code + 8, the XOR with 8
-            to[at / 2] = static_cast<uint8_t>(to[at / 2] ^ (code << (at % 2 * 4)));
-          }
-        }
-      } else {
-        uint8_t* to = data + i * R * C * item;
-        if (rows < R || cols < C) std::memset(to, 0, static_cast<size_t>(R * C * item));
-        for (int64_t r = 0; r < rows; ++r) {
-          std::memcpy(to + r * C * item, top + (r * m.cols + k) * item, static_cast<size_t>(cols * item));
+  int64_t i = first;
+  const int64_t rows = std::min(R, m.rows - block_row * R);
+  const auto* top = static_cast<const uint8_t*>(m.values) + block_row * R * m.cols * item;
+  for_found(m, R, C, block_row, any, [&](int64_t column) {
+    void* indices = const_cast<void*>(w.indices);
+    w.wide_indices ? void(static_cast<uint32_t*>(indices)[i] = static_cast<uint32_t>(column))
+                   : void(static_cast<uint16_t*>(indices)[i] = static_cast<uint16_t>(column));
+    const int64_t k = column * C, cols = std::min(C, m.cols - k);
+    if (w.values == Values::kInt4) {
+      uint8_t* to = data + i * R * C / 2;
+      std::memset(to, 0x88, static_cast<size_t>(R * C / 2));  // zeros
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < cols; ++c) {
+          const int64_t at = r * C + c;
+          const auto code = static_cast<uint8_t>(top[r * m.cols + k + c] & 15);  // of code + 8, the XOR with 8
+          to[at / 2] = static_cast<uint8_t>(to[at / 2] ^ (code << (at % 2 * 4)));
         }
       }
-      ++i;
-    });
-  }
+    } else {
+      uint8_t* to = data + i * R * C * item;
+      if (rows < R || cols < C) std::memset(to, 0, static_cast<size_t>(R * C * item));
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(to + r * C * item, top + (r * m.cols + k) * item, static_cast<size_t>(cols * item));
+      }
+    }
+    ++i;
+  });
+  return i - first;
+}
+
+void fill_blocks(const StoredMatrix& m, const BlockSparse& w, int64_t begin, int64_t end, uint32_t* any) noexcept {
+  for (int64_t b = begin; b < end; ++b) fill_block_row(m, b, w, w.indptr[b], any);
 }
 
 void decode_block_rows(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t begin, int64_t end, float* out) noexcept {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "formats/bitmask.hpp"
+#include "formats/bsr.hpp"
 #include "formats/collect.hpp"
 
 namespace pumice::formats {
@@ -74,6 +75,20 @@ void fill_bitmask_codes(const FloatRows& m, int64_t begin, int64_t end, const in
       at += n;
     });
     counts[r] = at;
+  }
+}
+
+void fill_bsr_codes(const FloatRows& m, const BlockSparse& w, int64_t begin, int64_t end, int8_t* codes, uint32_t* any,
+                    int64_t* counts) noexcept {
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t top = b * w.blockrows, rows = std::min(w.blockrows, m.rows - top);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0, group = 0; k < m.g.cols; k += m.g.group, ++group) {
+        const int64_t some = std::min(m.g.group, m.g.cols - k);
+        signed_codes(m.w + (top + r) * m.g.cols + k, some, m.scales[(top + r) * m.g.groups + group], m.g.bits, codes + r * m.g.cols + k);
+      }
+    }
+    counts[b] = fill_block_row({codes, rows, m.g.cols, w.values}, 0, w, w.indptr[b], any);
   }
 }
 

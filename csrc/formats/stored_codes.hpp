@@ -24,6 +24,10 @@ void fill_csr_codes(const FloatRows& m, int64_t begin, int64_t end, const int64_
 // Bits and codes of rows begin .. end - 1, codes from entry offsets[row] of data on.
 void fill_bitmask_codes(const FloatRows& m, int64_t begin, int64_t end, const int64_t* offsets, uint8_t* bitmask, uint8_t* data,
                         int64_t* counts) noexcept;
+// Block columns and codes of block rows begin .. end - 1, from block number w.indptr[block row] on, into the buffers that w names.
+// counts[block row]: how many they are. codes and any: scratch of w.blockrows * w.cols bytes and w.cols words.
+void fill_bsr_codes(const FloatRows& m, const BlockSparse& w, int64_t begin, int64_t end, int8_t* codes, uint32_t* any,
+                    int64_t* counts) noexcept;
 // Moves rows together: counts[row] values from number room[row] on, of `size` bytes, or with size 0 two in a byte.
 void close_gaps(void* values, int64_t size, int64_t rows, const int64_t* room, const int64_t* counts) noexcept;
 

@@ -102,6 +102,32 @@ def encode_bsr(matrix not None, tuple blocksize not None, str values not None):
     return np.asarray(indptr), indices, data
 
 
+def fill_bsr_codes(const float[:, ::1] w not None, const float[:, ::1] scales not None, str values not None,
+                   tuple blocksize not None, const int64_t[::1] indptr not None, indices not None, data not None):
+    cdef cpp.FloatRows m = float_rows(w, scales, values, max(w.shape[1], 1))
+    cdef cpp.BlockSparse blocks
+    fill_shape(&blocks, m.rows, m.g.cols, blocksize, values)
+    cdef int64_t block_rows = -(-blocks.rows // blocks.blockrows)
+    cdef int64_t size = blocks.blockrows * blocks.blockcols // (2 if values == "int4" else 1)
+    check_dtype("data", stored_as(values)[2], data.dtype)
+    check_shape("indptr", (block_rows + 1,), (indptr.shape[0],))
+    if indptr[block_rows] > indices.shape[0] or indptr[block_rows] * size > data.size:
+        raise ValueError("indices: expected room for all blocks that are not 0, got too little")
+    if not indices.flags.writeable:
+        raise ValueError("indices: expected a writable array, got a read-only one")
+    cdef uint8_t[::1] bytes_of_data = data.reshape(-1).view(np.uint8)
+    blocks.indptr, blocks.data = &indptr[0], &bytes_of_data[0]
+    fill_indices(&blocks, indices)
+    counts_array = np.zeros(block_rows, np.int64)
+    cdef int64_t[::1] counts = counts_array
+    cdef bint done
+    with nogil:
+        done = cpp.fill_bsr_codes(m, blocks, &counts[0])
+    if not done:
+        raise MemoryError
+    return counts_array
+
+
 def check_bsr(const int64_t[::1] indptr not None, indices not None, int64_t block_cols):
     if indptr.shape[0] < 1:
         raise ValueError("indptr: expected at least one entry, got none")

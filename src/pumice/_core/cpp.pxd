@@ -199,6 +199,7 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
     Status matmul_bsr(const BlockSparse& w, const Operands& io, Activations mode)
     bint count_blocks(const StoredMatrix& m, int64_t blockrows, int64_t blockcols, int64_t* counts)
     bint fill_blocks(const StoredMatrix& m, const BlockSparse& w)
+    bint fill_bsr_codes(const FloatRows& m, const BlockSparse& w, int64_t* counts)
     void decode_bsr(const BlockSparse& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bint wide_indices,
                     int64_t count, int64_t block_cols)

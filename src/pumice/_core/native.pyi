@@ -150,6 +150,18 @@ def encode_bsr(
 
     The matrix holds what is stored: float32, float16, patterns of bfloat16, or signed codes of int8 or int4."""
 
+def fill_bsr_codes(
+    w: F32,
+    scales: F32,
+    values: str,
+    blocksize: tuple[int, int],
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint16] | NDArray[np.uint32],
+    data: NDArray[Any],
+) -> NDArray[np.int64]:
+    """Round w with `scales` (rows, 1) to int8 or int4 and write the block columns and codes of the blocks that are not
+    all 0 then, block row behind block row; how many each has. indptr gives each room for those not 0 before."""
+
 def check_bsr(
     indptr: NDArray[np.int64], indices: NDArray[np.uint16] | NDArray[np.uint32], block_cols: int
 ) -> tuple[str, int]:

@@ -23,6 +23,7 @@ from pumice.values.base import F32, Array, Arrays, check_part, codec_of, grid_of
 from pumice.values.integer import FLOAT32_KERNEL_BATCH, PANEL, SCALE_DTYPES, Integer, check_scales, to_panels
 
 PANEL_WEIGHTS = 1 << 17  # weights that are encoded at a time
+DIRECT = 8  # times as many where nothing but the grid is made of them
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
@@ -78,11 +79,12 @@ class MaskedArray(CompactArray):
         data = np.empty(native.row_offsets(most, values)[-1], stored_dtype(scheme))
         scales: list[Array] = []
         scale: Array | None
-        used, step = 0, max(1, PANEL_WEIGHTS // max(cols, 1))
+        direct = kept == 0 and isinstance(codec, Integer)  # only what is not 0 is rounded, in place
+        used, step = 0, max(1, PANEL_WEIGHTS * (DIRECT if direct else 1) // max(cols, 1))
         for start in range(0, max(rows, 1), step):
             here = slice(start, start + step)
             panel, grids = np.ascontiguousarray(w[here]), grid_of(grid, start, start + step)
-            if kept == 0 and isinstance(codec, Integer):  # only what is not 0 is rounded
+            if direct and isinstance(codec, Integer):
                 scale = (grids[0] if grids else codec.grid_for(panel, scheme, scale_dtype))["scale"]
                 room, group = native.row_offsets(most[here], values), codec.group_of(scheme, cols)
                 places, stored = native.fill_bitmask_codes(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +10,14 @@ from numpy.typing import NDArray
 from pumice import memory
 from pumice._core import native
 from pumice.errors import NonFiniteError
-from pumice.layouts.compressed import CompressedArray, block_of, index_dtype, sorted_scipy
+from pumice.layouts.compressed import INTEGERS, CompressedArray, block_of, index_dtype, sorted_scipy
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
 from pumice.options import Options
 from pumice.scheme import LayoutGrammar, Scheme
-from pumice.values.base import F32, Array, Arrays, codec_of, grid_of, stored_dtype
+from pumice.values.base import F32, Array, Arrays, codec_of, stored_dtype
+from pumice.values.integer import Integer
 
 PANEL_WEIGHTS = 1 << 16  # that are rounded at a time
 
@@ -54,21 +54,19 @@ class BSRArray(CompressedArray):
     def encode(
         cls, w: F32, scheme: Scheme, shape: tuple[int, ...], scale_dtype: Any = None, grid: Arrays | None = None
     ) -> Self:
-        blocksize, (rows, cols) = block_of(scheme), w.shape
+        blocksize, w = block_of(scheme), np.ascontiguousarray(w)
         most = native.count_bsr(w, blocksize, "float32")  # what is 0 before rounding is 0 after it
-        indptr, indices = np.zeros_like(most), memory.empty(int(most[-1]), index_dtype(-(-cols // blocksize[1])))
-        data = memory.empty(cls._data_shape(scheme, most), stored_dtype(scheme))
-        scaled = codec_of(scheme).sparse_dtype == np.int8
-        scales, row, end = np.empty(rows, np.float32) if scaled else None, 0, 0
-        for start, values, scale in _rounded_panels(w, scheme, grid):
-            ends, columns, blocks = native.encode_bsr(values, blocksize, scheme.values)
-            stop = end + len(columns)
-            indptr[row + 1 : row + len(ends)] = ends[1:] + end
-            indices[end:stop], data[end:stop] = columns, blocks.reshape(-1, *data.shape[1:])
-            if scales is not None and scale is not None:
-                scales[start : start + len(values)] = scale[:, 0]
-            row, end = row + len(ends) - 1, stop
-        return cls(scheme, shape, indptr, indices[:end], data[:end], scales)  # rounding makes more holes
+        indices = memory.empty(int(most[-1]), index_dtype(-(-w.shape[1] // blocksize[1])))
+        data, scales = memory.empty(cls._data_shape(scheme, most), stored_dtype(scheme)), None
+        if scheme.values in INTEGERS:
+            codec = cast(Integer, codec_of(scheme))
+            scales = (grid or codec.grid_for(w, scheme, np.float32))["scale"].astype(np.float32, copy=False)
+            counts = native.fill_bsr_codes(w, scales, scheme.values, blocksize, most, indices, data)
+            scales = scales[:, 0]
+        else:
+            counts = _fill_floats(w, scheme, indices, data)
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        return cls(scheme, shape, indptr, indices[: indptr[-1]], data[: indptr[-1]], scales)
 
     @classmethod
     def _data_shape(cls, scheme: Scheme, indptr: NDArray[np.int64]) -> tuple[int, ...]:
@@ -180,16 +178,19 @@ def _check_aligned(what: str, cut: slice, step: int, size: int) -> None:
         raise IndexError(f"index: expected {what} at multiples of the block, {step}, got {cut.start}:{cut.stop}")
 
 
-def _rounded_panels(w: F32, scheme: Scheme, grid: Arrays | None = None) -> Iterator[tuple[int, Array, Array | None]]:
-    """Some rows at a time, the first of them, what is stored of them and their scales."""
-    codec, height, rows = codec_of(scheme), block_of(scheme)[0], max(w.shape[0], 1)
+def _fill_floats(w: F32, scheme: Scheme, indices: Array, data: Array) -> NDArray[np.int64]:
+    """The blocks of w in a float codec; how many each block row has."""
+    codec, (height, width), counts, end = codec_of(scheme), block_of(scheme), [], 0
     step = max(PANEL_WEIGHTS // max(w.shape[1], 1) // height, 1) * height
-    for start in range(0, rows, step):
+    for start in range(0, len(w), step):
         try:
-            yield (
-                start,
-                *codec.encode_sparse(w[start : start + step], scheme, np.float32, *grid_of(grid, start, start + step)),
-            )
+            values, _ = codec.encode_sparse(w[start : start + step], scheme)
         except NonFiniteError:
-            codec.encode_sparse(w, scheme, np.float32)  # for the index in its message
+            codec.encode_sparse(w, scheme)  # for the index in its message
             raise
+        ends, columns, blocks = native.encode_bsr(values, (height, width), scheme.values)
+        stop = end + len(columns)
+        indices[end:stop], data[end:stop] = columns, blocks.reshape(-1, height, width)
+        counts.append(np.diff(ends))
+        end = stop
+    return np.concatenate(counts) if counts else np.zeros(0, np.int64)

@@ -20,6 +20,7 @@ from pumice.scheme import Scheme
 from pumice.values.base import F32, Array, Arrays, check_part, codec_of, matrix_shape, stored_dtype
 from pumice.values.integer import check_scales
 
+INTEGERS = ("int8", "int4")  # values with a scale per row
 NARROW_COLS = 65536  # block columns that uint16 indices can name
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pumice import memory
 from pumice._core import native
 from pumice.errors import NonFiniteError
-from pumice.layouts.compressed import CompressedArray, index_dtype, sorted_scipy
+from pumice.layouts.compressed import INTEGERS, CompressedArray, index_dtype, sorted_scipy
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
@@ -22,7 +22,6 @@ from pumice.values.integer import Integer
 
 BLOCK = 128  # columns of a block of `runs`
 PANEL_BYTES = 1 << 20  # of float32 weights that are rounded to other values at a time
-INTEGERS = ("int8", "int4")
 MIDDLE = 8  # the int4 code of 0
 RUN = 4  # stored values of a block: with fewer, walking rows block by block costs more than it saves
 ROWS_WITHOUT_RUNS = 16  # of x: all of them meet float weights from the L2
