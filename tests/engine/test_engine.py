@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import pumice as pm
 from pumice.cli import main
 from pumice.conversion import budget, chunks, driving, plan
-from pumice.conversion.work import FOLDER
+from pumice.conversion.work import FOLDER, Work
 from pumice.profile import load_profile
 
 from .cases import RECIPE, RNG, Stop, after, changed_version, convert, digest, state, stop
@@ -225,6 +226,41 @@ def test_a_source_that_is_deleted_gives_its_bytes_back_shard_by_shard(source: Pa
     convert(source, target, delete_source=True, resume=True)
     assert digest(target) == expected
     assert not list(source.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["the source stays", "the source goes"])
+def test_it_takes_the_disk_of_its_output_and_a_shard(
+    deleted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, shard = tmp_path / "s", tmp_path / "t", 600_000
+    weights = {f"l{i:02}.weight": RNG.standard_normal((256, 1024)).astype(np.float16) for i in range(16)}
+    pm.save(source, weights, max_shard_size=2_200_000)  # four tensors of 524,288 bytes a file, as in a shard
+    before, seen = disk(source), []
+
+    def look(*_: object) -> None:
+        seen.append(disk(target) + (disk(source) if deleted else 0))
+
+    def note(self: Work, *args: Any, kept: Callable[..., None] = Work.note) -> None:
+        look()  # a shard is written, its chunks are still there
+        kept(self, *args)
+
+    monkeypatch.setattr(Work, "note", note)
+    pm.convert(source, target, "int4-g32", max_shard_size=shard, workers=2, delete_source=deleted, progress=look)
+    output = disk(target)
+    assert len(list(target.glob("*.safetensors"))) == 4
+    tables = 64 << 10  # of chunks and the journal, and the rest of their last blocks
+    most = before + 2 * shard if deleted else output + shard
+    assert output < max(seen) <= most + tables
+
+
+def disk(folder: Path) -> int:
+    """Bytes of the files in a folder, each once, and those of a hole not at all."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # workers rename theirs
+            about = path.stat()
+            found[about.st_ino] = min(about.st_size, 512 * about.st_blocks) if path.is_file() else 0
+    return sum(found.values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM and RLIMIT_AS are Linux's")
