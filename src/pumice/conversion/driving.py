@@ -186,6 +186,8 @@ class Drive:
             if first.step.copied:
                 self._tally.add(first.step.name, first.step.info.nbytes)
             self._written.append(writer.submit(self._ready, first.step, chunks))
+            if len(self._written) > self._ahead:  # what waits for a slow disk takes disk itself
+                self._written.pop(0).result()
 
     def _stop(self) -> None:
         """Cancel what waits, and keep what is at work."""
