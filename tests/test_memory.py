@@ -57,6 +57,43 @@ def test_what_is_not_written_takes_no_memory():
     del large
 
 
+@needs_huge_pages
+def test_what_is_cut_off_goes_back_and_the_rest_stays():
+    neighbours = [memory.empty(200_000, np.uint8) for _ in range(2)]
+    room = memory.empty((14, 1 << 20), np.uint8)
+    after = memory.empty(200_000, np.uint8)
+    for array in (*neighbours, room, after):
+        array[...] = 5
+    before = _mapped_kilobytes("VmRSS:")
+    kept = memory.shrunk(room, 3)
+    del room
+    assert before - _mapped_kilobytes("VmRSS:") >= 10 << 10
+    assert kept.shape == (3, 1 << 20)
+    assert all((array == 5).all() for array in (*neighbours, kept, after))
+    assert memory.shrunk(kept, 0).size == 0
+
+
+def test_small_arrays_are_cut_off_in_place():
+    array = memory.empty((100, 7), np.float32)
+    array[...] = 3
+    kept = memory.shrunk(array, 20)
+    assert kept.shape == (20, 7)
+    assert kept.flags.owndata
+    assert (kept == 3).all()
+
+
+@needs_huge_pages
+def test_codes_that_are_rounded_to_0_take_no_memory():
+    rng = np.random.default_rng(0)
+    w = rng.uniform(-1, 1, (2048, 4096)).astype(np.float32)
+    w[:, 64:] *= 1e-3  # 0 in int4
+    pm.compress(w[:64], "csr+int4")
+    before = _mapped_kilobytes("VmRSS:")
+    compact = pm.compress(w, "csr+int4")
+    assert compact.density < 0.02
+    assert _mapped_kilobytes("VmRSS:") - before < (compact.nbytes >> 10) + 2 * (memory.HUGE_PAGE >> 10) + 1024
+
+
 def test_threads_never_share_a_byte():
     found: list[np.ndarray] = []
 

@@ -116,7 +116,7 @@ Status matmul_integer_tiles(const BlockSparse& w, const Operands& io, int64_t fi
   return status;
 }
 
-// body(block rows, scratch of m.cols words)
+// body(block rows, scratch of `cols` words), false where it finds no memory
 template <class Body>
 bool for_matrix(int64_t rows, int64_t cols, int64_t blockrows, const Body& body) noexcept {
   std::atomic<bool> no_memory{false};

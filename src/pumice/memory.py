@@ -1,7 +1,7 @@
 """Memory for weights, on huge pages.
 
 A product with weights from DRAM reads each of them once, so on small pages it waits for the tables of the pages, too:
-sparse layouts took a fifth to a quarter longer (docs/performance.md). Linux gives huge pages of 2 MB on request, but
+sparse layouts took a seventh to a quarter longer (docs/performance.md). Linux gives huge pages of 2 MB on request, but
 few arrays are larger than that. So arrays share blocks of `BLOCK` bytes, one behind the other; a block goes when the
 last array in it does. What is never written takes no memory, but for the rest of a huge page.
 """
@@ -95,3 +95,33 @@ def copied(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
     copy = empty(array.shape, dtype or array.dtype)
     copy[...] = array
     return copy
+
+
+def shrunk(array: NDArray[Any], count: int) -> NDArray[Any]:
+    """The first `count` entries of an array that was made here or by NumPy and that nobody else has; the rest goes.
+
+    In a block its addresses stay taken, but its pages go back to the system, where they are `SMALL` bytes or more.
+
+    Examples
+    --------
+    >>> shrunk(np.arange(6.0), 2)
+    array([0., 1.])
+    """
+    memory = mapping_of(array)
+    if not isinstance(memory, Anonymous):
+        array.resize((count, *array.shape[1:]), refcheck=False)
+        return array
+    kept, start = array[:count], array.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
+    first = -(-(start + kept.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop - first >= SMALL:
+        memory.madvise(mmap.MADV_DONTNEED, first, stop - first)
+    return kept
+
+
+def mapping_of(array: NDArray[Any]) -> mmap.mmap | None:
+    """What an array is a view of: a mapped file, memory from here, or neither."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return base

@@ -309,12 +309,12 @@ def test_compress_follows_methods_by_data() -> None:
     compact, report = compress(model, "int4-g32", method="gptq", stats=stats)
     for layer, new, before, after in zip(model.layers, compact.layers, nearest.tensors, report.tensors, strict=True):
         assert after.name == f"{layer.name}/kernel"
-        assert before.name == after.name
+        assert after.output_error < before.output_error or layer is model.layers[-1]
         w = np.ascontiguousarray(layer.get_weights()[0].T)
         expected = pm.compress(w, "int4-g32", method="gptq", stats=stats[after.name])
         np.testing.assert_array_equal(new.matrix.codes(), expected.codes())
     by_data, plain = (sum(t.output_error for t in r.tensors) for r in (report, nearest))
-    assert by_data < plain  # in all: a head of two rows may err more
+    assert by_data < plain  # in all: a head of two rows alone may err more
     compact, _ = compress(model, "bitmask+int8", prune="sparsegpt:0.5", stats=stats)
     first = f"{model.layers[0].name}/kernel"
     w = np.ascontiguousarray(model.layers[0].get_weights()[0].T)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pumice import memory
 from pumice._core import native
 from pumice.errors import NonFiniteError
-from pumice.layouts.compressed import INTEGERS, CompressedArray, block_of, index_dtype, sorted_scipy
+from pumice.layouts.compressed import INTEGERS, CompressedArray, block_of, ends_of, index_dtype, sorted_scipy
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
@@ -65,8 +65,9 @@ class BSRArray(CompressedArray):
             scales = scales[:, 0]
         else:
             counts = _fill_floats(w, scheme, indices, data)
-        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        return cls(scheme, shape, indptr, indices[: indptr[-1]], data[: indptr[-1]], scales)
+        indptr = ends_of(counts)
+        end = indptr[-1]
+        return cls(scheme, shape, indptr, memory.shrunk(indices, end), memory.shrunk(data, end), scales)
 
     @classmethod
     def _data_shape(cls, scheme: Scheme, indptr: NDArray[np.int64]) -> tuple[int, ...]:

@@ -168,6 +168,13 @@ def block_of(scheme: Scheme) -> tuple[int, int]:
     return height, width
 
 
+def ends_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of so many values begin, and the end."""
+    ends = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=ends[1:])
+    return ends
+
+
 def index_dtype(block_cols: int) -> Any:
     """uint16 if and only if every block column fits."""
     return np.uint16 if block_cols <= NARROW_COLS else np.uint32

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pumice import memory
 from pumice._core import native
 from pumice.errors import NonFiniteError
-from pumice.layouts.compressed import INTEGERS, CompressedArray, index_dtype, sorted_scipy
+from pumice.layouts.compressed import INTEGERS, CompressedArray, ends_of, index_dtype, sorted_scipy
 from pumice.layouts.indexing import take_ids
 from pumice.layouts.operands import frozen
 from pumice.layouts.registry import register
@@ -70,7 +70,7 @@ class CSRArray(CompressedArray):
     ) -> Self:
         values, packed, cols = scheme.values, scheme.values == "int4", w.shape[1]
         w = np.ascontiguousarray(w)
-        room = _ends(native.count_csr(w, "float32"))  # before rounding; what is left after it is no more
+        room = ends_of(native.count_csr(w, "float32"))  # before rounding; what is left after it is no more
         starts = _starts_of(room) if packed else None
         indices = memory.empty(int(room[-1]), index_dtype(cols))
         data = memory.empty(int((room if starts is None else starts)[-1]), stored_dtype(scheme))
@@ -82,9 +82,9 @@ class CSRArray(CompressedArray):
             scales = scales[:, 0]
         else:
             counts = _fill_floats(w, scheme, room, indices, data)
-        indptr = _ends(counts)
+        indptr = ends_of(counts)
         end = (_starts_of(indptr) if packed else indptr)[-1]
-        return cls(scheme, shape, indptr, indices[: indptr[-1]], data[:end], scales)
+        return cls(scheme, shape, indptr, memory.shrunk(indices, indptr[-1]), memory.shrunk(data, end), scales)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Self:
@@ -213,7 +213,7 @@ def _fill_floats(
     for start in range(0, len(w), step):
         panel = _rounded(w, scheme, start, start + step)
         counts[start : start + step] = native.count_csr(panel, scheme.values)
-        ends = _ends(counts[start : start + step])
+        ends = ends_of(counts[start : start + step])
         native.fill_csr(panel, scheme.values, ends, None, indices[end:], data[end:])
         end += int(ends[-1])
     return counts
@@ -229,16 +229,9 @@ def _rounded(w: F32, scheme: Scheme, start: int, stop: int) -> Array:
         raise
 
 
-def _ends(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where rows of so many values begin, and the end."""
-    ends = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=ends[1:])
-    return ends
-
-
 def _starts_of(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
     """The byte of `data` at which each row of int4 begins, and the end."""
-    return _ends((np.diff(indptr) + 1) // 2)
+    return ends_of((np.diff(indptr) + 1) // 2)
 
 
 def _places(indptr: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from pumice.layouts.operands import frozen
 from pumice.layouts.permuted import PermutedArray
 from pumice.layouts.registry import register
 from pumice.layouts.work import Work, label_of, steps_of
-from pumice.memory import Anonymous
+from pumice.memory import Anonymous, mapping_of
 from pumice.options import Options
 from pumice.scheme import MIN_GROUP, LayoutGrammar, Scheme
 from pumice.values.base import F32, Array, Arrays, Energies, StoredRows, Weights, codec_of, grid_of, matrix_shape
@@ -258,12 +257,8 @@ class DenseArray(CompactArray):
 
 def is_mapped(array: Array) -> bool:
     """Whether an array is a view of a mapped file."""
-    base: Any = array
-    while base is not None:
-        if isinstance(base, mmap.mmap):
-            return not isinstance(base, Anonymous)
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    return False
+    mapping = mapping_of(array)
+    return mapping is not None and not isinstance(mapping, Anonymous)
 
 
 def _whole(name: str, values: Any, bits: int) -> Array:
