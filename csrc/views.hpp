@@ -33,6 +33,13 @@ static inline int64_t value_bytes(Values kind) {
   return kind == Values::kFloat32 ? 4 : kind == Values::kFloat16 || kind == Values::kBfloat16 ? 2 : 1;
 }
 
+// A matrix of any strides, in items.
+template <class T>
+struct Strided {
+  T* at;
+  int64_t row, col;
+};
+
 // The numbers that integer codes of a row stand for, one grid for each group of columns: scale * (code - zero), or
 // scale * code + minimum. scales, zeros and minima are [row][groups]; zeros or minima or both are null: every zero is then
 // 2^(bits-1), or 0 with minima.

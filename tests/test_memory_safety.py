@@ -129,6 +129,19 @@ def test_dense_integer_products(scheme: str, activations: str, prepacked: bool, 
                 assert y.tobytes() == expected[batch].tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_products(dtype: type, guarded: Guarded, isa: str) -> None:
+    for rows, cols in SHAPES:
+        for depth in (1, 17, 513):
+            a, b = random((rows, depth)).astype(dtype), random((depth, cols)).astype(dtype)
+            out = guarded(np.zeros((rows, cols)))
+            native.add_product(out, guarded(a), guarded(b))
+            again = guarded(np.zeros((rows, cols)))
+            native.add_product(again, guarded(a.T.copy()).T, guarded(b.T.copy()).T)
+            np.testing.assert_array_equal(out, again)
+            np.testing.assert_allclose(out, a.astype(np.float64) @ b, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_half_products(bfloat16: bool, guarded: Guarded, isa: str) -> None:
     for rows, cols in SHAPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,62 @@ def test_the_stub_lists_exactly_the_functions_and_classes_that_exist():
     stub = {node.name for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert stub == public_functions() - {"os", "np"}
     assert len(stub) > 10
+
+
+SIZES = [(1, 1, 1), (12, 32, 16), (13, 33, 17), (25, 15, 512), (40, 70, 1030), (0, 3, 4), (3, 4, 0)]
+SUMS = [(np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float64)]  # of operands, and of sums
+
+
+def strided_as(kind, array):
+    """The same numbers, elsewhere in memory."""
+    if kind == "every second":
+        wide = np.zeros((2 * array.shape[0], 2 * array.shape[1]), array.dtype)
+        wide[::2, ::2] = array
+        return wide[::2, ::2]
+    return np.asarray(array, order=kind)
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(["C", "F", "every second"], repeat=2)), ids=" ".join)
+@pytest.mark.parametrize(("dtype", "sums"), SUMS, ids=["float32", "float32 into float64", "float64"])
+def test_sums_of_products_are_within_their_bound_and_those_of_parts_alone(isa, dtype, sums, kinds):
+    rng, unit = np.random.default_rng(3), np.finfo(dtype).eps / 2
+    for rows, cols, depth in SIZES:
+        a = strided_as(kinds[0], rng.standard_normal((rows, depth)).astype(dtype))
+        b = strided_as(kinds[1], rng.standard_normal((depth, cols)).astype(dtype))
+        before = rng.standard_normal((rows, cols + 2)).astype(sums)
+        out = before.copy()
+        native.add_product(out[:, 1:-1], a, b)
+        exact = before[:, 1:-1].astype(np.float64) + a.astype(np.float64) @ b.astype(np.float64)
+        size = abs(before[:, 1:-1]) + abs(a).astype(np.float64) @ abs(b).astype(np.float64)
+        assert (abs(out[:, 1:-1] - exact) <= (depth + 3) * unit * size + depth * 1e-15 * size).all()
+        np.testing.assert_array_equal(out[:, [0, -1]], before[:, [0, -1]])
+        if rows > 2 and cols > 4:
+            part = before[1:-1, 3:-2].copy()
+            native.add_product(part, a[1:-1], b[:, 2:-1])
+            np.testing.assert_array_equal(part, out[1:-1, 3:-2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": np.zeros((3, 4), F32)}, r"a: expected shape \(2, 4\), got \(3, 4\)"),
+        ({"b": np.zeros((4, 4), F32)}, r"b: expected shape \(4, 3\), got \(4, 4\)"),
+        ({"b": np.zeros((4, 3))}, "b: expected float32, got float64"),
+        ({"a": np.zeros((2, 4)), "b": np.zeros((4, 3))}, "out: expected float64 for such operands, got float32"),
+        (
+            {"a": np.zeros((2, 4), np.int32), "b": np.zeros((4, 3), np.int32)},
+            "a: expected float32 or float64, got int32",
+        ),
+        ({"out": np.zeros((2, 3), np.float16)}, "out: expected float32 or float64 for such operands, got float16"),
+        ({"out": np.zeros((3, 2), F32).T}, "out: expected rows without gaps that may be written to"),
+        ({"out": np.broadcast_to(np.zeros((), F32), (2, 3))}, "out: expected rows without gaps that may be written to"),
+        ({"out": np.zeros(3, F32)}, "out: expected three matrices, got 1, 2 and 2 dimensions"),
+    ],
+)
+def test_sums_of_products_refuse_what_does_not_fit_and_name_it(change, message):
+    arguments = {"out": np.zeros((2, 3), F32), "a": np.zeros((2, 4), F32), "b": np.zeros((4, 3), F32)} | change
+    with pytest.raises(ValueError, match=message):
+        native.add_product(**arguments)
 
 
 def dense(rows=3, cols=32, bits=4, group=32):

@@ -89,6 +89,12 @@ struct Fault {
 Fault check_bsr(const int64_t* indptr, int64_t block_rows, const void* indices, bool wide_indices, int64_t count,
                 int64_t block_cols) noexcept;
 
+// out[rows][cols] += a @ b, sums of `depth` terms in their order, 512 at a time: the same bits whatever the number of threads.
+// out.col is 1.
+Status add_product(Strided<float> a, Strided<float> b, Strided<float> out, int64_t rows, int64_t cols, int64_t depth) noexcept;
+Status add_product(Strided<float> a, Strided<float> b, Strided<double> out, int64_t rows, int64_t cols, int64_t depth) noexcept;
+Status add_product(Strided<double> a, Strided<double> b, Strided<double> out, int64_t rows, int64_t cols, int64_t depth) noexcept;
+
 // Algorithms: algorithms/compensation.hpp.
 void fix(const algorithms::Block& block, int64_t rows) noexcept;
 void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const Grid& grid,

@@ -56,6 +56,9 @@ struct ColumnTile {
 constexpr int64_t kMostColumnLanes = 64;
 constexpr int64_t kChunkRows = 128;  // rows of w that the csr kernels take at most, so that their weights and sums stay near
 
+// A tile of product_tile: so many rows, of so many bytes each.
+constexpr int kTileHeight = 12, kTileBytes = 128;
+
 struct KernelTable {
 #define KERNEL(name, result, parameters) result(*name) parameters;
 #include "kernels/kernel_list.inc"

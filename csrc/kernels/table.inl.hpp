@@ -6,6 +6,7 @@
 #include "kernels/matmul_f32_int.inl.hpp"
 #include "kernels/matmul_int.inl.hpp"
 #include "kernels/matmul_int_csr.inl.hpp"
+#include "kernels/product_tile.inl.hpp"
 #include "kernels/quantize.inl.hpp"
 #include "kernels/matmul_f32_bsr.inl.hpp"
 #include "kernels/matmul_int_bsr.inl.hpp"

@@ -130,6 +130,12 @@ inline void store_u8(uint8_t* p, F32 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v)));
 }
 
+using F64 = __m512d;
+inline F64 set_f64(double v) { return _mm512_set1_pd(v); }
+inline F64 load_f64(const double* p) { return _mm512_loadu_pd(p); }
+inline void store_f64(double* p, F64 v) { _mm512_storeu_pd(p, v); }
+inline F64 muladd(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
+
 struct Squares {
   __m512d low, high;
 };

@@ -111,6 +111,12 @@ inline void store_u8(uint8_t* p, F32 v) {
   std::memcpy(p, &four, 4);
 }
 
+using F64 = float64x2_t;
+inline F64 set_f64(double v) { return vdupq_n_f64(v); }
+inline F64 load_f64(const double* p) { return vld1q_f64(p); }
+inline void store_f64(double* p, F64 v) { vst1q_f64(p, v); }
+inline F64 muladd(F64 a, F64 b, F64 c) { return vfmaq_f64(c, a, b); }
+
 struct Squares {
   float64x2_t low, high;
 };

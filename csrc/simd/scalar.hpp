@@ -94,6 +94,13 @@ inline void store_rounded_i16(int16_t* p, F32 v) {
 // Whole numbers from 0 to 255.
 inline void store_u8(uint8_t* p, F32 v) { *p = static_cast<uint8_t>(static_cast<int>(v)); }
 
+// F64: vectors of as many bytes.
+using F64 = double;
+inline F64 set_f64(double v) { return v; }
+inline F64 load_f64(const double* p) { return *p; }
+inline void store_f64(double* p, F64 v) { *p = v; }
+inline F64 muladd(F64 a, F64 b, F64 c) { return a * b + c; }
+
 // A sum of squares in each lane: exact products, so fused or not the bits are the same.
 using Squares = double;
 inline Squares zero_squares() { return 0.0; }

@@ -135,6 +135,12 @@ inline void store_u8(uint8_t* p, F32 v) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
 }
 
+using F64 = __m256d;
+inline F64 set_f64(double v) { return _mm256_set1_pd(v); }
+inline F64 load_f64(const double* p) { return _mm256_loadu_pd(p); }
+inline void store_f64(double* p, F64 v) { _mm256_storeu_pd(p, v); }
+inline F64 muladd(F64 a, F64 b, F64 c) { return _mm256_fmadd_pd(a, b, c); }
+
 struct Squares {
   __m256d low, high;
 };

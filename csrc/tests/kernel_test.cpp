@@ -314,6 +314,44 @@ void sha256() {
   }
 }
 
+// Sums of small integers are exact on every ISA.
+template <class T, class Out>
+void check_sums(Random& random, int64_t rows, int64_t cols, int64_t depth, bool columns) {
+  std::vector<T> a(static_cast<size_t>(rows * depth)), b(static_cast<size_t>(depth * cols));
+  for (T& v : a) v = static_cast<T>(random.below(9)) - T(4);
+  for (T& v : b) v = static_cast<T>(random.below(9)) - T(4);
+  std::vector<Out> expected(static_cast<size_t>(rows * (cols + 1)), Out(7));  // a gap behind each row stays
+  const Strided<T> left = columns ? Strided<T>{a.data(), 1, rows} : Strided<T>{a.data(), depth, 1};
+  const Strided<T> right = columns ? Strided<T>{b.data(), 1, depth} : Strided<T>{b.data(), cols, 1};
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < cols; ++n) {
+      for (int64_t k = 0; k < depth; ++k) {
+        expected[static_cast<size_t>(m * (cols + 1) + n)] += left.at[m * left.row + k * left.col] * right.at[k * right.row + n * right.col];
+      }
+    }
+  }
+  for (const char* isa : isas()) {
+    api::choose_isa(isa);
+    std::vector<Out> out(expected.size(), Out(7));
+    ++products;
+    if (api::add_product(left, right, Strided<Out>{out.data(), cols + 1, 1}, rows, cols, depth) != Status::kOk || out != expected) {
+      fail("add_product" + text("bytes", sizeof(T)) + text("rows", rows) + text("cols", cols) + text("depth", depth) + ": " + isa);
+    }
+  }
+}
+
+void sums_of_products() {
+  constexpr int64_t kShapes[][3] = {{1, 1, 1}, {12, 32, 16}, {13, 33, 17}, {25, 15, 512}, {11, 70, 1030}, {37, 300, 5}};
+  Random random(11);
+  for (const auto& [rows, cols, depth] : kShapes) {
+    for (bool columns : {false, true}) {
+      check_sums<float, float>(random, rows, cols, depth, columns);
+      check_sums<float, double>(random, rows, cols, depth, columns);
+      check_sums<double, double>(random, rows, cols, depth, columns);
+    }
+  }
+}
+
 void check_digests() {
   const std::vector<Digest> known = {
 #include "kernel_digests.inc"
@@ -346,6 +384,7 @@ int main(int argc, char** argv) {
   tall_blocks();
   bitmasks();
   compressed_rows();
+  sums_of_products();
   if (print) {
     for (const Digest& each : digests) {
       std::printf("{\"%s\", 0x%016llxu},\n", each.family.c_str(), static_cast<unsigned long long>(each.value));

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import logging
 
 BLOCK = 128  # columns after which errors reach those of the same `REACH`
-REACH = 512  # columns after which errors reach all others; BLAS does not split sums of so few terms over threads
+REACH = 512  # columns after which errors reach all others
 PANEL_ROWS, PANEL_COLS = 512, 512
 DAMPING = 0.01  # of the mean of the diagonal, as in the papers
 # Of its diagonal entry, and of the mean of the diagonal: a pivot below that is noise. float32 that fails gives way to
@@ -140,8 +140,7 @@ def _damped(
 def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
     """The upper triangle of a as that of S, and D; None where a pivot is not sound. Below the diagonal a is rubbish.
 
-    Blocks from the last to the first, themselves in float64, with products of at most `REACH` terms: LAPACK's bits
-    depend on threads.
+    Blocks from the last to the first, themselves in float64: LAPACK's bits depend on threads.
     """
     n = len(a)
     pivots, least = np.empty(n), np.maximum(PIVOTS[a.dtype.name] * a.diagonal(), LEAST)
@@ -158,7 +157,9 @@ def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
             block[:k, k] = column
         a[first:stop, first:stop] = block
         solve = (_unit_inverse(block) / pivots[first:stop, None]).T
-        a[:first, first:stop] = a[:first, first:stop] @ solve.astype(a.dtype)
+        left = a[:first, first:stop].copy()
+        a[:first, first:stop] = 0
+        native.add_product(a[:first, first:stop], left, solve.astype(a.dtype))
         wide = first // REACH * REACH
         if first > wide:
             _take_off(a, pivots, slice(first, stop), slice(wide, first))
@@ -169,10 +170,10 @@ def _factorize_in_place(a: NDArray[Any]) -> F64 | None:
 
 def _take_off(a: NDArray[Any], pivots: F64, done: slice, left: slice) -> None:
     """Columns of a that are those of S by now, off columns to their left."""
-    scale = pivots[done].astype(a.dtype)
+    scale = -pivots[done].astype(a.dtype)
     for start in range(left.start, left.stop, PANEL_COLS):
         stop = min(start + PANEL_COLS, left.stop)
-        a[:stop, start:stop] -= (a[:stop, done] * scale) @ a[start:stop, done].T
+        native.add_product(a[:stop, start:stop], a[:stop, done] * scale, a[start:stop, done].T)
 
 
 def _unit_inverse(upper: F64) -> F64:
@@ -191,7 +192,10 @@ def _unit_inverse(upper: F64) -> F64:
         whole, halves = _diagonal_blocks(padded, 2 * size), inverse
         inverse = np.zeros_like(whole)
         inverse[:, :size, :size], inverse[:, size:, size:] = halves[::2], halves[1::2]
-        inverse[:, :size, size:] = -(halves[::2] @ whole[:, :size, size:] @ halves[1::2])
+        for left, right, block, out in zip(halves[::2], halves[1::2], whole, inverse, strict=True):
+            inner = np.zeros_like(left)
+            native.add_product(inner, left, block[:size, size:])
+            native.add_product(out[:size, size:], -inner, right)
         size *= 2
     return inverse[0, :n, :n]
 
@@ -238,15 +242,14 @@ class Sweep:
         if at == 0:
             return self._w[:, part]
         inverse = _unit_inverse(self._factor.upper[part, part].astype(np.float64)).astype(np.float32)
-        drift = self._drift[:, part].copy()
-        with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found by their loss
-            for width, last in ((BLOCK, at // REACH * REACH + REACH), (REACH, stop)):
-                first = at // width * width  # errors since then have not reached columns from first + width on
-                beyond = slice(first + width, min(last, stop))
-                if first < at and beyond.start < beyond.stop:
-                    errors = self._w[:, first:at] - self._drift[:, first:at]
-                    drift[:, beyond.start - at : beyond.stop - at] += errors @ self._factor.upper[first:at, beyond]
-            current: F32 = self._w[:, part] + drift @ inverse
+        drift, current = self._drift[:, part].copy(), self._w[:, part].copy()
+        for width, last in ((BLOCK, at // REACH * REACH + REACH), (REACH, stop)):
+            first = at // width * width  # errors since then have not reached columns from first + width on
+            beyond = slice(first + width, min(last, stop))
+            if first < at and beyond.start < beyond.stop:
+                to = drift[:, beyond.start - at : beyond.stop - at]
+                native.add_product(to, self._errors_of(slice(first, at)), self._factor.upper[first:at, beyond])
+        native.add_product(current, drift, inverse)
         return current
 
     def fix(
@@ -292,14 +295,12 @@ class Sweep:
 
     def _propagate(self, fixed: slice, free: slice) -> None:
         """Errors of fixed columns to free ones."""
-        upper = self._factor.upper[fixed, free]
-        product = np.empty(PANEL_ROWS * upper.shape[1], np.float32)
-        for top in range(0, len(self._w), PANEL_ROWS):
-            w, drift = self._w[top : top + PANEL_ROWS], self._drift[top : top + PANEL_ROWS]
-            out = product[: len(w) * upper.shape[1]].reshape(len(w), upper.shape[1])
-            with np.errstate(over="ignore", invalid="ignore"):  # as in `current`
-                np.matmul(w[:, fixed] - drift[:, fixed], upper, out=out)
-                drift[:, free] += out
+        native.add_product(self._drift[:, free], self._errors_of(fixed), self._factor.upper[fixed, free])
+
+    def _errors_of(self, fixed: slice) -> F32:
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found by their loss
+            errors: F32 = self._w[:, fixed] - self._drift[:, fixed]
+        return errors
 
     def result(self) -> F32:
         """(rows, cols): the fixed weights, in their own order. The sweep is over."""

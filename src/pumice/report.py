@@ -141,8 +141,11 @@ def _ratio(noise: list[float], signal: list[float]) -> float:
 
 
 def _row_energies_of_products(rows: F32, h: F32) -> list[float]:
-    """r h r^T of each row: a report, not stored; BLAS may take another order on other threads."""
-    return [float(e) for e in np.vecdot(rows @ h, rows)]
+    """r h r^T of each row."""
+    products = np.zeros_like(rows)
+    native.add_product(products, rows, h)
+    energies: list[float] = (products * rows).sum(axis=1, dtype=np.float64).tolist()
+    return energies
 
 
 HEADINGS = (

@@ -18,7 +18,7 @@ from pumice.errors import FormatError, NonFiniteError
 from pumice.layouts.operands import as_float32
 from pumice.values.base import F32
 
-CHUNK_ROWS = 256  # rows of x whose products are summed in float32 before float64 takes over; BLAS does not split so few
+CHUNK_ROWS = 256  # rows of x whose products are summed in float32 before float64 takes over
 PANEL_COLS = 512
 LARGEST = 2.0**60  # a magnitude whose square, CHUNK_ROWS times, float32 holds
 
@@ -28,11 +28,9 @@ COUNT, MEAN, ALIASES = ".count", ".mean", "aliases"
 class Moments:
     """Mean of x^T x over the inputs x of one layer: (features, features), symmetric.
 
-    Sums of `CHUNK_ROWS` rows are made in float32 by BLAS and added up in float64, so that memory does not grow with the
-    data and, with u = 2^-24, ``|mean - exact| <= (gamma(CHUNK_ROWS) + u) * mean of |x|^T |x|`` however much of it there
-    is. Merging in another order differs by no more than that. The bits do not depend on the number of threads where
-    those of BLAS do not: NumPy's OpenBLAS splits no sum of `CHUNK_ROWS` terms, but its kernels for AVX2 (not those for
-    AVX-512) round differently where threads cut the rows.
+    Sums of `CHUNK_ROWS` rows are made in float32 and added up in float64, so that memory does not grow with the data
+    and, with u = 2^-24, ``|mean - exact| <= (gamma(CHUNK_ROWS) + u) * mean of |x|^T |x|`` however much of it there is.
+    Merging in another order differs by no more than that. The bits do not depend on the number of threads, nor on BLAS.
 
     Parameters
     ----------
@@ -90,7 +88,7 @@ class Moments:
             some = rows[top : top + CHUNK_ROWS]
             for left in range(0, self.features, PANEL_COLS):
                 right = left + PANEL_COLS
-                total[:right, left:right] += some[:, :right].T @ some[:, left:right]
+                native.add_product(total[:right, left:right], some[:, :right].T, some[:, left:right])
         self.count += len(rows)
 
     def merge(self, other: Moments) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -36,6 +37,26 @@ def test_any_executor_writes_the_same_bytes(make: Callable[[], Executor], source
     with make() as executor:
         convert(source, source.with_name("t"), executor=executor)
     assert digest(source.with_name("t")) == expected
+
+
+def test_of_several_failures_the_first_in_the_plan_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = np.full((64, 64), np.nan, np.float32)
+    pm.save(tmp_path / "s.safetensors", {"a.weight": bad, "b.weight": bad, "c.weight": bad})
+    others = threading.Semaphore(0)
+
+    def run(task: chunks.Chunk, run: Callable[..., Any] = driving.run) -> Any:
+        """Those after the first fail before it begins."""
+        if task.name == "a.weight":
+            for _ in range(2):
+                assert others.acquire(timeout=30)
+        try:
+            return run(task)
+        finally:
+            others.release()
+
+    monkeypatch.setattr(driving, "run", run)
+    with pytest.raises(pm.NonFiniteError, match="a.weight"), ThreadPoolExecutor(3) as executor:
+        pm.convert(tmp_path / "s.safetensors", tmp_path / "t.safetensors", "int8", executor=executor)
 
 
 def test_tasks_in_any_order_and_a_commit_write_the_same_bytes(source: Path, expected: str) -> None:

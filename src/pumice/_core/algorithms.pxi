@@ -1,4 +1,50 @@
-# What the algorithms do weight by weight: included by native.pyx.
+# What the algorithms compute: included by native.pyx.
+
+ctypedef fused Real:
+    float
+    double
+ctypedef fused Sum:
+    float
+    double
+
+
+cdef cpp.Strided[Real] strided(const Real[:, :] m) noexcept nogil:
+    cdef cpp.Strided[Real] view
+    view.at = <Real*>&m[0, 0]
+    view.row, view.col = m.strides[0] // <int64_t>sizeof(Real), m.strides[1] // <int64_t>sizeof(Real)
+    return view
+
+
+cdef int add_strided(const Sum[:, :] out, const Real[:, :] a, const Real[:, :] b) except -1:
+    cdef cpp.Status status
+    if not (Sum is float and Real is double):  # which nothing asks for
+        with nogil:
+            status = cpp.add_product(strided(a), strided(b), strided(out), out.shape[0], out.shape[1], a.shape[1])
+        return raise_on(status)
+
+
+def add_product(out not None, a not None, b not None):
+    if not out.ndim == a.ndim == b.ndim == 2:
+        raise ValueError(f"out: expected three matrices, got {out.ndim}, {a.ndim} and {b.ndim} dimensions")
+    cdef int64_t rows = out.shape[0], cols = out.shape[1], depth = a.shape[1]
+    check_shape("a", (rows, depth), a.shape)
+    check_shape("b", (depth, cols), b.shape)
+    sums = {np.dtype("f4"): ("f4", "f8"), np.dtype("f8"): ("f8",)}.get(a.dtype)
+    if sums is None:
+        raise ValueError(f"a: expected float32 or float64, got {a.dtype}")
+    check_dtype("b", a.dtype, b.dtype)
+    if out.dtype not in sums:
+        raise ValueError(f"out: expected {' or '.join(np.dtype(d).name for d in sums)} for such operands, got {out.dtype}")
+    if not (rows and cols and depth):
+        return
+    if out.strides[1] != out.itemsize or not out.flags.writeable:
+        raise ValueError(f"out: expected rows without gaps that may be written to, got strides {out.strides}")
+    if a.dtype == np.float64:
+        add_strided[double, double](out, a, b)
+    elif out.dtype == np.float64:
+        add_strided[double, float](out, a, b)
+    else:
+        add_strided[float, float](out, a, b)
 
 
 def fix(const float[:, ::1] w not None, float[:, ::1] drift not None, float[:, ::1] errors not None, int64_t first,

@@ -32,6 +32,11 @@ cdef extern from "views.hpp" namespace "pumice" nogil:
         bint prepacked
         const void* minima
 
+    cdef cppclass Strided[T]:
+        T* at
+        int64_t row
+        int64_t col
+
     cdef struct StoredMatrix:
         const void* values
         int64_t rows
@@ -210,6 +215,9 @@ cdef extern from "dispatch/api.hpp" namespace "pumice::api" nogil:
                         int64_t* counts)
     void decode_csr(const CompressedRows& w, const int64_t* ids, int64_t first, int64_t count, float* out)
     void count_runs(const CompressedRows& w, uint8_t* runs)
+    Status add_product(Strided[float] a, Strided[float] b, Strided[float] out, int64_t rows, int64_t cols, int64_t depth)
+    Status add_product(Strided[float] a, Strided[float] b, Strided[double] out, int64_t rows, int64_t cols, int64_t depth)
+    Status add_product(Strided[double] a, Strided[double] b, Strided[double] out, int64_t rows, int64_t cols, int64_t depth)
     void fix(const Block& block, int64_t rows)
     void grid_errors(const float* w, const float* weight, int64_t rows, int64_t cols, int64_t group, const Grid& grid,
                      float* error)

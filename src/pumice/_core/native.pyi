@@ -286,6 +286,13 @@ def fill_csr(
 ) -> None:
     """Write the columns and values of what is not 0 to `indices` and `data`, where indptr, and starts of int4, say."""
 
+def add_product(out: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> None:
+    """``out += a @ b``, bits that depend neither on threads nor on a BLAS.
+
+    Matrices of any strides, `out` with rows without gaps, beside `a` and `b` in memory: float32, float32 into float64,
+    or float64. Every element is a sum in the order of its terms, 512 at a time.
+    """
+
 def fix(
     w: F32,
     drift: F32,

@@ -144,6 +144,8 @@ class Drive:
         )  # fmt: skip
 
     def _take(self, future: Future[Any]) -> None:
+        if future.exception() is not None:
+            future = self._first_to_fail()
         opened, task = self._running.pop(future)
         result = future.result()
         if isinstance(task, Choosing):
@@ -156,6 +158,10 @@ class Drive:
         opened.chunks[task.start] = result
         if None not in opened.chunks.values():
             self._todo.extendleft((opened, chunk) for chunk in self._narrow(opened))
+
+    def _first_to_fail(self) -> Future[Any]:
+        """Of all that were submitted, so that the error does not depend on which worker was faster."""
+        return next(future for future in self._running if future.exception() is not None)
 
     def _narrow(self, opened: _Open) -> list[Chunk]:
         """Chunks with float16 scales where others of the tensor need float32: all of one tensor have one dtype."""

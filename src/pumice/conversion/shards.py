@@ -55,9 +55,7 @@ class Shards:
         self._spent: list[Path] = []  # chunks that are in the shard which is filled
         self.paths: list[Path] = []
         self.infos: dict[str, TensorInfo] = {}
-        self.output_errors: dict[
-            str, float
-        ] = {}  # of layers; beside the manifest, since BLAS may differ in the last bits
+        self.output_errors: dict[str, float] = {}  # of layers
         self._first = 0
         for line in work.shards:
             path = self._path(len(self.paths))
