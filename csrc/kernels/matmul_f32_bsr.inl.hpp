@@ -68,10 +68,12 @@ inline void for_wide_runs(const BlockSparse& w, int64_t first, int64_t last, flo
 
 // A tile of x.
 
+// kSecond: to the second cache. Where a weight meets a single vector of x, the first cache has no misses to spare for what comes later.
+template <bool kSecond>
 ALWAYS_INLINE inline void fetch(const float* data, int64_t count) {
   if (kLanes == 1) return;  // GCC warns of a loop that does nothing
   const auto* ahead = reinterpret_cast<const uint8_t*>(data) + kAheadOfBlocks;
-  for (const uint8_t* stop = ahead + count * 4; ahead < stop; ahead += 64) prefetch(ahead);
+  for (const uint8_t* stop = ahead + count * 4; ahead < stop; ahead += 64) kSecond ? prefetch_far(ahead) : prefetch(ahead);
 }
 
 // sums[kRows][lanes] += kRows rows of the blocks first .. last - 1, of which `data` is the first one's first row, times
@@ -99,14 +101,14 @@ inline void f32_bsr_part(const BlockSparse& w, const float* data, int64_t first,
   if constexpr (kCols == 1) {
     int64_t i = first;
     for (; i + kChains <= last; i += kChains, data += kChains * size) {
-      fetch(data, kRows * kChains);
+      fetch<kVectors == 1>(data, kRows * kChains);
       unroll<kChains>([&](auto chain) ALWAYS_INLINE { meet(data + chain * size, x + index_at(w, i + chain) * lanes, chain); });
     }
     for (; i < last; ++i, data += size) meet(data, x + index_at(w, i) * lanes, Index<0>{});
   } else {
     for (int64_t i = first; i < last; ++i, data += size) {
       const float* at = x + index_at(w, i) * cols * lanes;
-      fetch(data, kRows * cols);
+      fetch<kVectors == 1>(data, kRows * cols);
       int64_t c = 0;
       for (; c + kChains <= cols; c += kChains) {
         unroll<kChains>([&](auto chain) ALWAYS_INLINE { meet(data + c + chain, at + (c + chain) * lanes, chain); });
@@ -173,7 +175,7 @@ inline void f32_bsr_lanes(const BlockSparse& w, const typename T::Type* data, in
     const F32 a = repeat_f32<kCols>(x + index_at(w, i) * kCols);
     const typename T::Type* weights = data + (i - first) * size;
     unroll<kVectors>([&](auto v) ALWAYS_INLINE {
-      prefetch(reinterpret_cast<const uint8_t*>(weights + v * kLanes) + kAheadOfBlocks);
+      prefetch_far(reinterpret_cast<const uint8_t*>(weights + v * kLanes) + kAheadOfBlocks);
       s[chain][v] = muladd(T::load(weights + v * kLanes), a, s[chain][v]);
     });
   };
@@ -201,7 +203,7 @@ inline void f32_bsr_column(const BlockSparse& w, const typename T::Type* data, i
   };
   int64_t i = first;
   for (; i + kChains * kBlocks <= last; i += kChains * kBlocks) {
-    prefetch(reinterpret_cast<const uint8_t*>(data + (i - first) * kHeight) + kAheadOfBlocks);
+    prefetch_far(reinterpret_cast<const uint8_t*>(data + (i - first) * kHeight) + kAheadOfBlocks);
     unroll<kChains>([&](auto chain) ALWAYS_INLINE {
       meet(i + chain * kBlocks, data + (i - first + chain * kBlocks) * kHeight, chain);
     });
@@ -234,7 +236,7 @@ inline void f32_bsr_dots(const BlockSparse& w, const typename T::Type* data, int
   const auto meet = [&](const typename T::Type* weights, const float* at, auto chain) ALWAYS_INLINE {
     const F32 a = load_f32(at);
     unroll<kRows>([&](auto r) ALWAYS_INLINE {
-      prefetch(reinterpret_cast<const uint8_t*>(weights + r * cols) + kAheadOfBlocks);
+      prefetch_far(reinterpret_cast<const uint8_t*>(weights + r * cols) + kAheadOfBlocks);
       s[chain][r] = muladd(T::load(weights + r * cols), a, s[chain][r]);
     });
   };

@@ -13,7 +13,8 @@
 namespace pumice::PUMICE_ISA {
 namespace {
 
-constexpr int64_t kRowAhead = 4096;  // bytes that weights are prefetched ahead
+constexpr int64_t kRowAhead = 4096;     // bytes that weights are prefetched ahead
+constexpr int64_t kValuesAhead = 2048;  // stored values that they are prefetched ahead of a tile
 
 // body(const Index* indices) with the type of the indices.
 template <class Body>
@@ -86,20 +87,34 @@ inline int64_t in_blocks(const CompressedRows& w, int64_t blocks, int64_t r, int
   return count;
 }
 
-// Always inline, as all that only prefetches: GCC deletes calls of it.
-template <class T, class Index>
+// Always inline, as all that only prefetches: GCC deletes calls of it. kSecond: to the second cache, where misses of the first are for x.
+template <bool kSecond, class T>
+ALWAYS_INLINE inline void prefetch_items(const T* items, int64_t first, int64_t last) {
+  constexpr int64_t kPerLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = first; i < last; i += kPerLine) kSecond ? prefetch_far(items + i) : prefetch(items + i);
+}
+template <bool kSecond, class T, class Index>
 ALWAYS_INLINE inline void prefetch_values(const T* data, const Index* indices, int64_t first, int64_t last) {
-  constexpr int64_t kLine = 64;
-  for (int64_t i = first; i < last; i += kLine / static_cast<int64_t>(sizeof(T))) prefetch(data + i);
-  for (int64_t i = first; i < last; i += kLine / static_cast<int64_t>(sizeof(Index))) prefetch(indices + i);
+  prefetch_items<kSecond>(data, first, last);
+  prefetch_items<kSecond>(indices, first, last);
 }
 
-// Where rows are walked in parts, the part behind this one is prefetched, of each row; this is for the first of them.
+// What comes after the values first .. last - 1: the part behind this one where rows are walked in parts, else values further on.
+template <class T, class Index>
+ALWAYS_INLINE inline void prefetch_behind(bool walks, const T* data, const Index* indices, int64_t first, int64_t last) {
+  if (walks) {
+    prefetch_values<false>(data, indices, last, last + (last - first));
+  } else {
+    prefetch_values<true>(data, indices, first + kValuesAhead, last + kValuesAhead);
+  }
+}
+
+// The first part of each row.
 template <class T, class Index>
 ALWAYS_INLINE inline void prefetch_first_parts(const CompressedRows& w, const T* data, const Index* indices, int64_t begin, int64_t end,
                                  int64_t parts) {
   const int64_t some = (w.indptr[end] - w.indptr[begin]) / ((end - begin) * parts) + 1;
-  for (int64_t r = begin; r < end; ++r) prefetch_values(data, indices, w.indptr[r], w.indptr[r] + some);
+  for (int64_t r = begin; r < end; ++r) prefetch_values<false>(data, indices, w.indptr[r], w.indptr[r] + some);
 }
 
 template <int kTile, class Index>
@@ -117,8 +132,7 @@ inline void f32_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
   for (int64_t b = 0; b < blocks; b += pass) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t first = at[r - begin], last = walks ? first + in_blocks(w, blocks, r, b, pass) : w.indptr[r + 1];
-      const int64_t ahead = walks ? last - first : kRowAhead / 4;
-      prefetch_values(data, indices, first + ahead, last + ahead);
+      prefetch_behind(walks, data, indices, first, last);
       for (int part = 0; part < kTile; part += kVectors<kTile> * kLanes) {
         f32_segment<kTile>(data, indices, first, last, x.floats + part, sums + (r - begin) * kTile + part);
       }

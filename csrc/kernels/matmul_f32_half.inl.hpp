@@ -35,7 +35,8 @@ inline void half_tile(const uint16_t* w, const float* x, int64_t cols, float* y,
       const int64_t at = k + chain * kLanes;
       F32 v[kW];
       unroll<kW>([&](auto n) {
-        if (chain % 2 == 0) prefetch(w + n * cols + at + 2048);
+        const uint16_t* next = w + n * cols + at;
+        if (chain % 2 == 0) kX == 1 ? prefetch_far(next + 4096) : prefetch(next + 2048);
         v[n] = load_weights<kBfloat16>(w + n * cols + at);
       });
       unroll<kX>([&](auto m) ALWAYS_INLINE {

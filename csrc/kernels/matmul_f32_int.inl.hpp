@@ -29,7 +29,7 @@ inline void panel_rows_f32(const DenseInt& w, const float* x, const float* sums,
       for (auto& lanes : sum) lanes = zero_f32();
       for (int64_t k = group * w.group; k < end; k += kColsPerWord) {
         const uint8_t* codes = w.codes + k / kColsPerWord * kPanelRows * 4;
-        prefetch(codes + kAhead);
+        prefetch_far(codes + kFarAhead);
         const Codes word = kBits == 8 ? flip(load_codes(codes + s * kLanes * 4), mask)
                                       : load_codes(codes + s * kLanes * 4);
         const int count = end - k < kColsPerWord ? static_cast<int>(end - k) : kColsPerWord;

@@ -51,6 +51,7 @@ struct MaskedCodes {
     const int count = __builtin_popcountll(mask);
     data[panel] += kBits == 8 ? count : (count + 1) / 2;
   }
+  template <bool>
   ALWAYS_INLINE void prefetch_word(int panel, int) const { prefetch(data[panel] + kAhead); }
   void skip(int64_t words) { masks += words; }
 };
@@ -99,7 +100,7 @@ struct Sums {
     unroll<kCount>([&](auto word) ALWAYS_INLINE {
       Codes low[kSlices];
       unroll<kPanels<kRows>>([&](auto panel) ALWAYS_INLINE {
-        codes.prefetch_word(panel, first + kFrom + word);
+        codes.template prefetch_word<kBits == 8 && kRows == 1>(panel, first + kFrom + word);
         codes.load(panel, first + kFrom + word, low + panel * kPanelSlices);
       });
       unroll<kSlices>([&](auto s) {
@@ -318,7 +319,7 @@ void widen(const Tile& tile, uint8_t* out) {
   for (int64_t k = 0; k < tile.cols; k += S::kUnit.cols, codes.skip(S::kUnit.words)) {
     Codes high[kPanelSlices];
     if constexpr (S::kHigh != 0) codes.load(0, S::kHighWord, high);
-    codes.prefetch_word(0, 0);
+    codes.template prefetch_word<true>(0, 0);
     for (int step = 0; step < S::kSteps; ++step) {
       Codes low[kPanelSlices];
       codes.load(0, step / S::kPerByte, low);
@@ -417,7 +418,7 @@ void expand_panels(const MaskedInt& w, int64_t first, int64_t count, uint8_t* ou
     for (int64_t step = 0; step < steps; ++step, out += kWordBytes) {
       const uint64_t mask = w.masks[panel * steps + step];
       Codes slices[kPanelSlices];
-      prefetch(data + kAhead);
+      prefetch_far(data + kFarAhead);
       w.bits == 8 ? expand_codes<8>(data, mask, slices) : expand_codes<4>(data, mask, slices);
       for (int s = 0; s < kPanelSlices; ++s) store_codes(out + s * kLanes * 4, slices[s]);
       const int values = __builtin_popcountll(mask);

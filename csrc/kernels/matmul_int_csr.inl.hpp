@@ -200,8 +200,7 @@ inline void int_csr_tile(const CompressedRows& w, const Index* indices, int64_t 
           next = int_blocks<kTile>(w, indices, r, b, stop, at[r - begin], x, part, row);
         }
       }
-      const int64_t ahead = walks ? next - at[r - begin] : kRowAhead / 2;
-      prefetch_values(data, indices, at[r - begin] + ahead, next + ahead);
+      prefetch_behind(walks, data, indices, at[r - begin], next);
       at[r - begin] = next;
     }
   }

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kPanelSlices = static_cast<int>(kPanelRows) / kLanes;  // vectors that hold one row of a panel
 constexpr int kWordBytes = static_cast<int>(kPanelRows) * 4;  // a word of each row of a panel
-constexpr int kAhead = 4096;  // bytes of prefetch
+constexpr int kAhead = 4096, kFarAhead = 8192;  // bytes of prefetch
 
 // Of w.scales or w.minima.
 inline F32 load_scales(const void* scales, bool half, int64_t at) {
@@ -72,9 +72,11 @@ struct DenseCodes {
       slices[s] = load_codes(at + panel * stride + word * kWordBytes + s * kLanes * 4);
     });
   }
-  // Always inline, as prefetch is.
+  // Always inline, as prefetch is. kFast: words are read faster than a cache behind the first hands them on.
+  template <bool kFast>
   ALWAYS_INLINE void prefetch_word(int panel, int word) const {
-    prefetch(at + panel * stride + word * kWordBytes + kAhead);
+    const uint8_t* next = at + panel * stride + word * kWordBytes;
+    kFast ? prefetch(next + kAhead) : prefetch_far(next + kFarAhead);
   }
   void skip(int64_t words) { at += words * kWordBytes; }
 };

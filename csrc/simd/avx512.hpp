@@ -209,6 +209,7 @@ inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) { return _mm512_mask3_
 
 // Always inline: GCC takes a function that only prefetches for one without effect and deletes the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+__attribute__((always_inline)) inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 using Quad = __m512i;  // 4 bytes of activations, the same in each lane
 inline Quad broadcast_quad(const uint8_t* p) {

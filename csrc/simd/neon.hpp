@@ -206,6 +206,7 @@ inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) {
 
 // Always inline: see avx512.hpp.
 __attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p); }
+__attribute__((always_inline)) inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 using Quad = int8x8_t;  // 4 bytes of activations, twice; sdot takes the first
 inline Quad broadcast_quad(const uint8_t* p) {

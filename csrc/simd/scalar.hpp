@@ -180,7 +180,9 @@ inline Lanes lanes_of(uint32_t bits) { return bits != 0; }
 inline F32 expand(F32 v, Lanes lanes) { return lanes ? v : 0.0f; }  // the first lanes of v, one after the other, in these
 inline F32 muladd_where(Lanes lanes, F32 a, F32 b, F32 c) { return lanes ? a * b + c : c; }
 
+// Into the first cache; and into the second, which leaves the few misses that the first can wait for to what is read now.
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}
 
 // A sum of codes of kBits bits times activations of one or two digits, in each lane. `Digits` are the four activations that
 // meet a lane of codes, in kPlanes planes: with kByteDigits the int8 digits hi and lo (a = 128 * hi + lo), or one; else
