@@ -76,6 +76,7 @@ def cases() -> dict[str, dict[str, Any]]:
             found[f"{scheme}, gptq, clip=mse"] = {"scheme": scheme, "method": "gptq", "clip": "mse"}
     for share in ("0.3", "0.5", "0.7"):
         found |= pruned("bitmask", share)
+    found["random 50%"] = {"scheme": "bitmask+float16", "prune": "random:0.5"}  # what a method is worth
     found |= pruned("2:4") | pruned("bsr-4x4", "0.5") | mixtures(8) | mixtures(4)
     joint = {"method": "gptq"}
     found["sparsegpt 30% + int4, gptq"] = joint | {"scheme": "bitmask+int4", "prune": "sparsegpt:0.3"}

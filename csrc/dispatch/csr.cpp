@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kGroupRows = 256;         // rows of x that are held as tiles at a time
 constexpr int64_t kGroupBytes = 64 << 20;   // and the bytes of them, unless one tile is larger
-constexpr int64_t kNearBytes = 64 << 10;    // of x in the blocks of columns that kernels take at a time; all of the narrowest tile
+constexpr int64_t kNearBytes = 64 << 10;    // of x in the blocks of columns that kernels take at a time from the widest tiles
+constexpr int64_t kRun = 32;                // stored values of a row in them, on average, that make up for taking it in parts
 constexpr int64_t kNarrowValues = 4096;     // values of other types that are unpacked at a time for a row of x: of the L1
 constexpr int64_t kMostSingles = 2;         // rows of x that go without a tile
 
@@ -29,10 +30,18 @@ struct Group {
   QuantizedRows quantized{};
 };
 
-// How `batch` rows of x are cut.
-void cut(int64_t batch, Group& group) noexcept {
+// Blocks of columns that kernels take at a time: all of them unless they would lose sight of x.
+int64_t pass_of(const CompressedRows& w, int64_t lanes, bool integer) noexcept {
+  const int64_t blocks = ceil_div(w.cols, kBlock);
+  return lanes == 16 || (lanes == 32 && !integer) ? blocks : std::min(blocks, kNearBytes / (kBlock * lanes * (integer ? 2 : 4)));
+}
+
+// How `batch` rows of x are cut. The widest tiles are for rows with long runs, or for so many tiles that weights stay near.
+void cut(const CompressedRows& w, int64_t batch, bool integer, Group& group) noexcept {
+  const double values = static_cast<double>(w.indptr[w.rows]) / static_cast<double>(w.rows * ceil_div(w.cols, kBlock));
+  const bool wide = integer || batch > kMostColumnLanes || values * static_cast<double>(pass_of(w, kMostColumnLanes, integer)) >= kRun;
   for (int64_t first = 0; first < batch;) {
-    const int64_t left = batch - first, lanes = left > 32 ? 64 : left > 16 ? 32 : left > kMostSingles ? 16 : 0;
+    const int64_t left = batch - first, lanes = left > 32 && wide ? 64 : left > 16 ? 32 : left > kMostSingles ? 16 : 0;
     const int64_t some = lanes ? std::min(left, lanes) : left;
     group.parts[group.count++] = {first, some, lanes, nullptr, nullptr, nullptr};
     first += some;
@@ -166,8 +175,7 @@ void multiply_piece(const CompressedRows& w, int64_t begin, int64_t end, const f
   for (int i = 0; i < group.count; ++i) {
     const Part& p = group.parts[i];
     if (p.lanes) {
-      const int64_t pass = p.lanes == 16 ? a.blocks : kNearBytes / (kBlock * p.lanes * (integer ? 2 : 4));
-      const ColumnTile tile{p.floats, reinterpret_cast<const int16_t*>(p.pairs), p.scales, p.lanes, p.batch, pass};
+      const ColumnTile tile{p.floats, reinterpret_cast<const int16_t*>(p.pairs), p.scales, p.lanes, p.batch, pass_of(w, p.lanes, integer)};
       (integer ? kernel.matmul_int_csr : kernel.matmul_f32_csr)(w, begin, end, tile, y + p.first * w.rows, w.rows);
       continue;
     }
@@ -184,7 +192,7 @@ void multiply_piece(const CompressedRows& w, int64_t begin, int64_t end, const f
 Status multiply(const CompressedRows& w, const Operands& io, int64_t first, int64_t batch, bool integer, bool two_digits) noexcept {
   const float* x = io.x + first * w.cols;
   Group group;
-  cut(batch, group);
+  cut(w, batch, integer, group);
   Carver measure(nullptr);
   carve(measure, batch, w.cols, integer, group);
   Workspace memory(measure.used());
