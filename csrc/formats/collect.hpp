@@ -23,10 +23,12 @@ inline int64_t collect(const T* values, int64_t first, int64_t count, Index* col
 
 // Puts codes into a row of int4, at place `at` of it; the half byte behind the last one is 0.
 inline void put_codes(uint8_t* row, int64_t at, const int8_t* codes, int64_t count) noexcept {
-  for (int64_t i = 0; i < count; ++i, ++at) {
-    const auto code = static_cast<uint8_t>(codes[i] + kMiddle);
-    row[at / 2] = static_cast<uint8_t>(at % 2 ? row[at / 2] | code << 4 : code);
-  }
+  const auto code = [&](int64_t i) { return static_cast<unsigned>(codes[i] + kMiddle); };
+  int64_t i = 0;
+  if (at % 2 && count) row[at / 2] = static_cast<uint8_t>(row[at / 2] | code(i++) << 4);
+  uint8_t* out = row + (at + 1) / 2;
+  for (; i + 1 < count; i += 2) *out++ = static_cast<uint8_t>(code(i) | code(i + 1) << 4);
+  if (i < count) *out = static_cast<uint8_t>(code(i));
 }
 
 }  // namespace pumice::formats

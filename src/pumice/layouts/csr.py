@@ -24,7 +24,7 @@ BLOCK = 128  # columns of a block of `runs`
 PANEL_BYTES = 1 << 20  # of float32 weights that are rounded to other values at a time
 MIDDLE = 8  # the int4 code of 0
 RUN = 4  # stored values of a block: with fewer, walking rows block by block costs more than it saves
-ROWS_WITHOUT_RUNS = 16  # of x: all of them meet float weights from the L2
+ROWS_WITHOUT_RUNS = 32  # of x: a tile that meets float weights as they come
 
 
 class Form(NamedTuple):
