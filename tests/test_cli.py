@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,8 +274,11 @@ def test_bench_calibrate_keeps_a_profile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    short = {"LASTING": 1e-6, "ROWS": 16, "COLS": 32, "BATCHES": (1, 9), "SIZES": (1 << 12,), "COLD_BYTES": 64}
-    for name, value in short.items():
+    tiny: dict[str, Any] = {
+        "LASTING": 1e-6, "ROWS": 16, "COLS": 32, "BATCHES": (1, 9), "SIZES": (1 << 12,), "COLD_BYTES": 64,
+        "COLD_BATCHES": (1, 9), "COLD_PASSES": 1, "COLD_SIZES": dict.fromkeys((False, True), ((16, 32, 1.0),)),
+    }  # fmt: skip
+    for name, value in tiny.items():
         monkeypatch.setattr(f"pumice.calibration.{name}", value)
     assert main(["bench", "--calibrate"]) == 0
     printed = capsys.readouterr()
