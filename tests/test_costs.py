@@ -232,6 +232,7 @@ def test_calibration_measures_every_kernel(monkeypatch: pytest.MonkeyPatch) -> N
         "ROWS": 32,
         "COLS": 64,
         "BATCHES": (1, 16),
+        "COLD_BYTES": 1 << 16,
         "COLD_REPEATS": 1,
         "COLD_PASSES": 2,
         "COLD_SIZES": {True: ((64, 64, 0.4), (64, 64, 2.0)), False: ((16, 64, 1.0), (64, 64, 1.0))},
